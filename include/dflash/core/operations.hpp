@@ -1,0 +1,59 @@
+#pragma once
+
+#include <concepts>
+#include <cstdint>
+
+#include "dflash/core/attention_rule.hpp"
+#include "dflash/core/tensor.hpp"
+
+namespace dflash {
+
+enum class Rotate { forward, backward };
+
+/// One AdamW step over a range of parameters (decoupled weight decay, arXiv:1711.05101).
+struct AdamWStep {
+  double rate, beta1, beta2, eps, decay;
+  double gradient_scale;  // multiplies the gradient first: 1 / denominator, times the clip's factor
+  double correction1, correction2;  // 1 - beta^t
+};
+
+/// What a backend computes: free functions, found by the backend's type. To port the library to a
+/// new device, write these. In is read, Out is written; a *_backward function adds to its outputs.
+template <class B, class T = typename B::value_type, class A = typename B::accumulator_type>
+concept Operations = requires(B& b, In<T, 2> x, In<T, 2> w, Out<T, 2> y, In<T, 1> scale, A eps,
+                              View<A, 1> rstd, In<A, 1> saved_rstd, Out<T, 1> dscale,
+                              Out<T, 3> heads, View<const index_t, 1> position,
+                              View<const double, 1> frequency, View<const std::int32_t, 1> ids,
+                              View<std::int32_t, 1> best, View<std::uint8_t, 1> correct, In<T, 3> q,
+                              KeyValue<const T> kv, KeyValue<T> dkv, AttentionRule rule,
+                              View<A, 2> lse, In<A, 2> saved_lse, Out<T, 1> flat,
+                              In<T, 1> flat_in, AdamWStep step, const typename B::FrozenMatrix& f) {
+  fill(b, y, T(0));                    // y = value
+  add(b, x, y);                        // y += x
+  add_rows(b, scale, y);               // y(n) += x               x (C)  y (N, C)
+  scale_rows(b, saved_rstd, y);        // y(n) *= x(n)            x (N)  y (N, C)
+  sum_rows(b, x, dscale);              // y += sum over n of x(n) x (N, C)  y (C)
+  gather_rows(b, w, ids, y);           // y(n) = w(ids(n))        w (V, C)  ids, y (N)
+  scatter_rows(b, x, ids, y);          // y(ids(n)) = x(n), ids distinct
+  linear(b, x, w, y);                  // y = x w^T               x (N, I)  w (O, I)  y (N, O)
+  linear_backward_input(b, x, w, y);   // dx += dy w              dy (N, O)  w (O, I)  dx (N, I)
+  linear_backward_weight(b, x, x, y);  // dw += dy^T x            dy (N, O)  x (N, I)  dw (O, I)
+  { freeze(b, w) } -> std::same_as<typename B::FrozenMatrix>;  // w prepared once, for:
+  linear(b, x, f, y);                                          // y = x w^T
+  rms_norm(b, x, scale, eps, y, rstd);  // y = x rstd scale        x, y (N, C)  scale (C)  rstd (N)
+  rms_norm_backward(b, x, scale, saved_rstd, x, y, dscale);  // (x, scale, rstd, dy, dx, dscale)
+  rope_table(b, position, frequency, 1.0, y, y);  // cos, sin (N, D/2) of position * frequency
+  rope(b, x, x, Rotate::forward, heads);          // in place          heads (N, heads, D)
+  swiglu(b, x, x, y);                             // y = silu(gate) up
+  swiglu_backward(b, x, x, x, y, y);              // (gate, up, dy, dgate, dup)
+  attention(b, q, kv, rule, heads, lse);          // y = softmax(scale q k^T where mask) v
+  attention_backward(b, q, kv, rule, q, saved_lse, q, heads, dkv);  // (.., y, lse, dy, dq, dkv)
+  // The head's cross entropy without logits in memory: of each row nll = -log softmax(x w^T)[label],
+  // whether the label is the largest logit, and d nll / dx.  x, dx (R, H)  w (V, H)
+  linear_cross_entropy(b, x, w, ids, rstd, correct, y);
+  argmax_rows(b, x, best);                              // first largest of each row
+  { sum_of_squares(b, flat_in) } -> std::same_as<double>;
+  adamw(b, flat_in, step, flat, flat, flat);            // (gradient, step, weight, m, v)
+};
+
+}  // namespace dflash
