@@ -1,0 +1,206 @@
+#pragma once
+
+#include <cmath>
+#include <string>
+
+#include "dflash/core/operations.hpp"
+#include "dflash/model/attention.hpp"
+#include "dflash/model/draft_config.hpp"
+
+namespace dflash {
+
+/// The weights of one draft layer, and equally their gradients: same type, same names.
+template <class T>
+struct DFlashBlockWeights {
+  View<T, 1> input_norm, q_norm, k_norm, post_norm;
+  View<T, 2> q, k, v, o, gate, up, down;
+  View<T, 1> q_bias, k_bias, v_bias, o_bias;  // empty unless the config has attention_bias
+
+  /// Name in a checkpoint, member, extents: binding, saving and counting all walk this one list.
+  template <class Self, class Visit>
+  static void fields(Self& w, const DFlashShape& s, Visit&& visit) {
+    const index_t q_rows = s.heads * s.head_dim, kv_rows = s.kv_heads * s.head_dim;
+    visit("input_layernorm.weight", w.input_norm, s.hidden);
+    visit("self_attn.q_proj.weight", w.q, q_rows, s.hidden);
+    visit("self_attn.k_proj.weight", w.k, kv_rows, s.hidden);
+    visit("self_attn.v_proj.weight", w.v, kv_rows, s.hidden);
+    visit("self_attn.o_proj.weight", w.o, s.hidden, q_rows);
+    if (s.attention_bias) {
+      visit("self_attn.q_proj.bias", w.q_bias, q_rows);
+      visit("self_attn.k_proj.bias", w.k_bias, kv_rows);
+      visit("self_attn.v_proj.bias", w.v_bias, kv_rows);
+      visit("self_attn.o_proj.bias", w.o_bias, s.hidden);
+    }
+    visit("self_attn.q_norm.weight", w.q_norm, s.head_dim);
+    visit("self_attn.k_norm.weight", w.k_norm, s.head_dim);
+    visit("post_attention_layernorm.weight", w.post_norm, s.hidden);
+    visit("mlp.gate_proj.weight", w.gate, s.intermediate, s.hidden);
+    visit("mlp.up_proj.weight", w.up, s.intermediate, s.hidden);
+    visit("mlp.down_proj.weight", w.down, s.hidden, s.intermediate);
+  }
+};
+
+/// Rotary tables of the rows at hand, and who sees whom.
+template <class T>
+struct BlockGeometry {
+  In<T, 2> context_cos, context_sin;  // (S, D / 2)
+  In<T, 2> block_cos, block_sin;      // (N * K, D / 2)
+  BlockMask mask;
+};
+
+/// One layer of the draft (arXiv:2602.06036): block rows attend to the projected context and to
+/// their own block. Everything is row by row except the attention, which alone may communicate.
+template <Attention A>
+class DFlashBlock {
+ public:
+  using B = typename A::backend_type;
+  using T = typename B::value_type;
+  using Weights = DFlashBlockWeights<T>;
+  using Matrix = Tensor<B, T, 2>;
+  using Vector = Tensor<B, typename B::accumulator_type, 1>;
+
+  struct Projection {  // rows of heads, normalised per head and rotated
+    Matrix raw, out;
+    Vector rstd;
+  };
+  /// Keys and values of the context rows: they depend on the fused features only.
+  struct ContextSaved {
+    In<T, 2> context;  // the caller keeps it until backward
+    Projection k;
+    Matrix v;
+  };
+  struct Saved {
+    In<T, 2> x;  // the caller keeps it until backward
+    Matrix normed, v, attended, residual, post, gate, up, active;
+    Vector rstd, post_rstd;
+    Projection q, k;
+    typename A::Saved attention;
+  };
+
+  DFlashBlock(A attention, DFlashShape shape) : attention_(std::move(attention)), shape_(shape) {}
+
+  const DFlashShape& shape() const { return shape_; }
+  B& backend() const { return attention_.backend(); }
+
+  /// Projects the fused features, `context` (S, H), to this layer's keys and values.
+  void project_context(const Weights& w, In<T, 2> context, const BlockGeometry<T>& at,
+                       ContextSaved& s) const {
+    s.context = context;
+    project(context, w.k, w.k_bias, w.k_norm, at.context_cos, at.context_sin, s.k);
+    s.v = times(context, w.v, w.v_bias);
+  }
+
+  /// x (N * K, H) -> y (N * K, H), over context keys and values (S, kv heads, D).
+  Matrix forward(const Weights& w, In<T, 2> x, In<T, 3> k_context, In<T, 3> v_context,
+                 const BlockGeometry<T>& at, Saved& s) const {
+    s.x = x;
+    norm(x, w.input_norm, s.normed, s.rstd);
+    project(s.normed.view(), w.q, w.q_bias, w.q_norm, at.block_cos, at.block_sin, s.q);
+    project(s.normed.view(), w.k, w.k_bias, w.k_norm, at.block_cos, at.block_sin, s.k);
+    s.v = times(s.normed.view(), w.v, w.v_bias);
+    s.attended = Matrix(backend(), {x.shape[0], shape_.heads * shape_.head_dim});
+    attention_.forward(heads(s.q.out), {k_context, v_context, heads(s.k.out), heads(s.v)},
+                       rule(at.mask), heads(s.attended), s.attention);
+    s.residual = times(s.attended.view(), w.o, w.o_bias);
+    add(backend(), x, s.residual.view());
+    norm(s.residual.view(), w.post_norm, s.post, s.post_rstd);
+    s.gate = times(s.post.view(), w.gate);
+    s.up = times(s.post.view(), w.up);
+    s.active = Matrix(backend(), {x.shape[0], shape_.intermediate});
+    swiglu(backend(), s.gate.view(), s.up.view(), s.active.view());
+    Matrix y = times(s.active.view(), w.down);
+    add(backend(), In<T, 2>(s.residual.view()), y.view());
+    return y;
+  }
+
+  /// Adds to the gradients g, to dx (N * K, H) and to dcontext (S, H).
+  void backward(const Weights& w, In<T, 2> dy, const BlockGeometry<T>& at, ContextSaved& c,
+                Saved& s, Weights& g, Out<T, 2> dx, Out<T, 2> dcontext) const {
+    Matrix dresidual = zeros(s.residual);
+    add(backend(), dy, dresidual.view());
+    {
+      Matrix dactive = zeros(s.active), dgate = zeros(s.gate), dup = zeros(s.up);
+      times_backward(s.active.view(), w.down, dy, dactive.view(), g.down);
+      swiglu_backward(backend(), s.gate.view(), s.up.view(), dactive.view(), dgate.view(),
+                      dup.view());
+      Matrix dpost = zeros(s.post);
+      times_backward(s.post.view(), w.gate, dgate.view(), dpost.view(), g.gate);
+      times_backward(s.post.view(), w.up, dup.view(), dpost.view(), g.up);
+      rms_norm_backward(backend(), s.residual.view(), w.post_norm, s.post_rstd.view(), dpost.view(),
+                        dresidual.view(), g.post_norm);
+    }
+    Matrix dattended = zeros(s.attended);
+    times_backward(s.attended.view(), w.o, dresidual.view(), dattended.view(), g.o, g.o_bias);
+
+    Matrix dq = zeros(s.q.out), dk = zeros(s.k.out), dv = zeros(s.v);
+    Matrix dk_context = zeros(c.k.out), dv_context = zeros(c.v), dnormed = zeros(s.normed);
+    attention_.backward(heads(dattended), rule(at.mask), s.attention, heads(dq),
+                        {heads(dk_context), heads(dv_context), heads(dk), heads(dv)});
+    times_backward(s.normed.view(), w.v, dv.view(), dnormed.view(), g.v, g.v_bias);
+    times_backward(c.context, w.v, dv_context.view(), dcontext, g.v, g.v_bias);
+    project_backward(s.normed.view(), w.k, w.k_norm, at.block_cos, at.block_sin, s.k, dk,
+                     dnormed.view(), g.k, g.k_bias, g.k_norm);
+    project_backward(c.context, w.k, w.k_norm, at.context_cos, at.context_sin, c.k, dk_context,
+                     dcontext, g.k, g.k_bias, g.k_norm);
+    project_backward(s.normed.view(), w.q, w.q_norm, at.block_cos, at.block_sin, s.q, dq,
+                     dnormed.view(), g.q, g.q_bias, g.q_norm);
+    add(backend(), In<T, 2>(dresidual.view()), dx);
+    rms_norm_backward(backend(), s.x, w.input_norm, s.rstd.view(), dnormed.view(), dx,
+                      g.input_norm);
+  }
+
+ private:
+  AttentionRule rule(const BlockMask& mask) const {
+    return {mask, {shape_.heads / shape_.kv_heads, 0}, 1 / std::sqrt(double(shape_.head_dim))};
+  }
+  View<T, 3> heads(Matrix& m) const { return as_heads(m.view(), shape_.head_dim); }
+
+  Matrix zeros(const Matrix& like) const {
+    Matrix t(backend(), {like.view().shape[0], like.view().shape[1]});
+    fill(backend(), t.view(), T(0));
+    return t;
+  }
+  Matrix times(In<T, 2> x, In<T, 2> w, In<T, 1> bias = {}) const {
+    Matrix y(backend(), {x.shape[0], w.shape[0]});
+    linear(backend(), x, w, y.view());
+    if (bias.data != nullptr) add_rows(backend(), bias, y.view());
+    return y;
+  }
+  void times_backward(In<T, 2> x, In<T, 2> w, In<T, 2> dy, Out<T, 2> dx, Out<T, 2> dw,
+                      Out<T, 1> dbias = {}) const {
+    linear_backward_input(backend(), dy, w, dx);
+    linear_backward_weight(backend(), dy, x, dw);
+    if (dbias.data != nullptr) sum_rows(backend(), dy, dbias);
+  }
+  void norm(In<T, 2> x, In<T, 1> w, Matrix& y, Vector& rstd) const {
+    y = Matrix(backend(), {x.shape[0], x.shape[1]});
+    rstd = Vector(backend(), {x.shape[0]});
+    rms_norm(backend(), x, w, T(shape_.eps), y.view(), rstd.view());
+  }
+  void project(In<T, 2> x, In<T, 2> w, In<T, 1> bias, In<T, 1> w_norm, In<T, 2> cos, In<T, 2> sin,
+               Projection& s) const {
+    s.raw = times(x, w, bias);
+    s.out = Matrix(backend(), {x.shape[0], w.shape[0]});
+    const View<T, 2> in = per_head(s.raw.view(), shape_.head_dim);
+    s.rstd = Vector(backend(), {in.shape[0]});
+    rms_norm(backend(), in, w_norm, T(shape_.eps), per_head(s.out.view(), shape_.head_dim),
+             s.rstd.view());
+    rope(backend(), cos, sin, Rotate::forward, heads(s.out));
+  }
+  /// Rotates dout back in place, then adds to dx and the gradients.
+  void project_backward(In<T, 2> x, In<T, 2> w, In<T, 1> w_norm, In<T, 2> cos, In<T, 2> sin,
+                        Projection& s, Matrix& dout, Out<T, 2> dx, Out<T, 2> dw, Out<T, 1> dbias,
+                        Out<T, 1> dw_norm) const {
+    Matrix draw = zeros(s.raw);
+    rope(backend(), cos, sin, Rotate::backward, heads(dout));
+    rms_norm_backward(backend(), per_head(s.raw.view(), shape_.head_dim), w_norm, s.rstd.view(),
+                      per_head(dout.view(), shape_.head_dim),
+                      per_head(draw.view(), shape_.head_dim), dw_norm);
+    times_backward(x, w, draw.view(), dx, dw, dbias);
+  }
+
+  A attention_;
+  DFlashShape shape_;
+};
+
+}  // namespace dflash

@@ -1,0 +1,145 @@
+#pragma once
+
+#include <utility>
+#include <vector>
+
+#include "dflash/data/batch.hpp"
+#include "dflash/model/parameters.hpp"
+
+namespace dflash {
+
+/// The frozen ends of the target that a draft shares: token embedding and language-model head.
+///                                                     both (V, H)
+template <class M, class B>
+concept SharedEnds = requires(const M& target) {
+  { target.embedding() } -> std::convertible_to<View<const typename B::value_type, 2>>;
+  { target.lm_head() } -> std::convertible_to<View<const typename B::value_type, 2>>;
+};
+
+/// A DFlash draft model (arXiv:2602.06036): fused target features as context, blocks of an anchor
+/// and masks as queries, `layers` blocks, and a final norm. The target's head follows it.
+template <class Block>
+class DraftModel {
+ public:
+  using B = typename Block::B;
+  using T = typename B::value_type;
+  using Weights = Parameters<B>;
+  using Matrix = Tensor<B, T, 2>;
+  using Vector = Tensor<B, typename B::accumulator_type, 1>;
+
+  struct RopeTables {
+    Matrix cos, sin;  // (rows, D / 2)
+  };
+  struct Saved {
+    RopeTables context_rope, block_rope;
+    Matrix fused, context;  // (S, H): before and after hidden_norm
+    Vector context_rstd;
+    std::vector<Matrix> x;  // (N * K, H): the input of each layer, and of the final norm
+    std::vector<typename Block::ContextSaved> context_layers;
+    std::vector<typename Block::Saved> layers;
+    Vector rstd;
+    Matrix output;  // (N * K, H)
+  };
+
+  DraftModel(Block block, DraftConfig config)
+      : block_(std::move(block)),
+        config_(std::move(config)),
+        frequencies_(config_.rope.inverse_frequencies(config_.shape.head_dim)) {}
+
+  const DraftConfig& config() const { return config_; }
+  const Block& block() const { return block_; }
+  B& backend() const { return block_.backend(); }
+
+  /// The draft's hidden states of the batch's block rows, in saved.output. `embedding` (V, H) is
+  /// the target's.
+  void forward(const Weights& weights, In<T, 2> embedding, const Batch<B>& batch, Saved& s) const {
+    const auto& w = *weights;
+    s.context_rope = rope_tables(batch.context_position.view());
+    s.block_rope = rope_tables(batch.block_position.view());
+    fuse(weights, batch.features.view(), s.fused, s.context, s.context_rstd);
+
+    s.x.clear();
+    s.x.push_back(Matrix(backend(), {batch.tokens.size(), config_.shape.hidden}));
+    gather_rows(backend(), embedding, batch.tokens.view(), s.x.back().view());
+    s.context_layers.resize(w.layers.size());
+    s.layers.resize(w.layers.size());
+    for (std::size_t i = 0; i < w.layers.size(); ++i) {
+      const auto at = geometry(batch, s, i);
+      auto& c = s.context_layers[i];
+      block_.project_context(w.layers[i], s.context.view(), at, c);
+      s.x.push_back(block_.forward(w.layers[i], s.x.back().view(), context_heads(c.k.out),
+                                   context_heads(c.v), at, s.layers[i]));
+    }
+    s.output = Matrix(backend(), {batch.tokens.size(), config_.shape.hidden});
+    final_norm(weights, s.x.back().view(), s.output.view(), s.rstd);
+  }
+
+  /// Adds to the gradients. doutput (N * K, H).
+  void backward(const Weights& weights, const Batch<B>& batch, Saved& s, In<T, 2> doutput,
+                Weights& gradients) const {
+    const auto& w = *weights;
+    auto& g = *gradients;
+    Matrix dy = zeros(s.output), dcontext = zeros(s.context);
+    rms_norm_backward(backend(), s.x.back().view(), w.norm, s.rstd.view(), doutput, dy.view(),
+                      g.norm);
+    for (std::size_t i = w.layers.size(); i-- > 0;) {
+      Matrix dx = zeros(s.x[i]);
+      block_.backward(w.layers[i], dy.view(), geometry(batch, s, i), s.context_layers[i],
+                      s.layers[i], g.layers[i], dx.view(), dcontext.view());
+      dy = std::move(dx);
+    }
+    Matrix dfused = zeros(s.fused);
+    rms_norm_backward(backend(), s.fused.view(), w.hidden_norm, s.context_rstd.view(),
+                      dcontext.view(), dfused.view(), g.hidden_norm);
+    linear_backward_weight(backend(), dfused.view(), batch.features.view(), g.fc);
+  }
+
+  /// context = hidden_norm(fc(features)): what all layers see of the target.
+  ///                                                 features (S, C * H)  fused, context (S, H)
+  void fuse(const Weights& weights, In<T, 2> features, Matrix& fused, Matrix& context,
+            Vector& rstd) const {
+    const index_t rows = features.shape[0], hidden = config_.shape.hidden;
+    fused = Matrix(backend(), {rows, hidden});
+    context = Matrix(backend(), {rows, hidden});
+    rstd = Vector(backend(), {rows});
+    linear(backend(), features, (*weights).fc, fused.view());
+    rms_norm(backend(), fused.view(), (*weights).hidden_norm, T(config_.shape.eps), context.view(),
+             rstd.view());
+  }
+
+  void final_norm(const Weights& weights, In<T, 2> x, Out<T, 2> y, Vector& rstd) const {
+    rstd = Vector(backend(), {x.shape[0]});
+    rms_norm(backend(), x, (*weights).norm, T(config_.shape.eps), y, rstd.view());
+  }
+
+  /// cos and sin of each row's rotation.                positions (rows)
+  RopeTables rope_tables(View<const index_t, 1> positions) const {
+    const index_t half = config_.shape.head_dim / 2;
+    RopeTables tables{Matrix(backend(), {positions.size(), half}),
+                      Matrix(backend(), {positions.size(), half})};
+    const auto frequency = uploaded(backend(), frequencies_.data(), half);
+    rope_table(backend(), positions, frequency.view(), config_.rope.attention_factor,
+               tables.cos.view(), tables.sin.view());
+    return tables;
+  }
+
+ private:
+  BlockGeometry<T> geometry(const Batch<B>& batch, const Saved& s, std::size_t layer) const {
+    BlockGeometry<T> at{s.context_rope.cos.view(), s.context_rope.sin.view(),
+                        s.block_rope.cos.view(), s.block_rope.sin.view(), batch.mask()};
+    at.mask.window = config_.layer_window(index_t(layer));
+    return at;
+  }
+  View<T, 3> context_heads(Matrix& m) const { return as_heads(m.view(), config_.shape.head_dim); }
+  Matrix zeros(const Matrix& like) const {
+    Matrix t(backend(), {like.view().shape[0], like.view().shape[1]});
+    fill(backend(), t.view(), T(0));
+    return t;
+  }
+
+  Block block_;
+  DraftConfig config_;
+  std::vector<double> frequencies_;  // (D / 2)
+};
+
+}  // namespace dflash
