@@ -1,0 +1,160 @@
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <string>
+
+#include "dflash/core/attention_rule.hpp"
+#include "dflash/core/operations.hpp"
+#include "dflash/model/target_config.hpp"
+#include "dflash/model/weight_source.hpp"
+
+namespace dflash {
+
+/// The rows of one forward through a target: their rotary tables, and the keys each sees.
+template <class T>
+struct DecoderRows {
+  In<T, 2> cos, sin;                  // (n, D / 2)
+  View<const index_t, 1> begin, end;  // (n): key rows [begin, end), and its own
+};
+
+/// Keys and values of one layer: those of `first` earlier rows, then room for the rows at hand.
+template <class T>
+struct DecoderKeys {
+  View<T, 3> k, v;  // (first + n, kv heads, D)
+  index_t first;
+};
+
+/// One decoder layer of a Qwen3, Qwen2 or Llama target, frozen:
+/// x += o attention(q, k, v of norm(x));  x += down (silu(gate) up of norm(x)).
+template <Backend B>
+class DecoderLayer {
+ public:
+  using T = typename B::value_type;
+
+  /// Loads layer `index`. Error naming the tensor that is missing or of another shape.
+  template <WeightSource W>
+  DecoderLayer(B& backend, const W& weights, const TargetConfig& config, index_t index)
+      : backend_(&backend),
+        heads_(config.heads),
+        kv_heads_(config.kv_heads),
+        head_dim_(config.head_dim),
+        window_(config.windows[std::size_t(index)]),
+        eps_(config.eps) {
+    const std::string at = "model.layers." + std::to_string(index) + ".", self = at + "self_attn.",
+                      mlp = at + "mlp.";
+    const index_t hidden = config.hidden, inner = config.intermediate;
+    const auto norm = [&](const std::string& name, index_t size) {
+      return load_tensor(backend, weights, name + ".weight", {size});
+    };
+    const auto matrix = [&](const std::string& name, index_t rows, index_t columns, bool bias) {
+      Matrix m{
+          freeze(backend, load_tensor(backend, weights, name + ".weight", {rows, columns}).view()),
+          rows,
+          {}};
+      if (bias) m.bias = load_tensor(backend, weights, name + ".bias", {rows});
+      return m;
+    };
+    input_norm_ = norm(at + "input_layernorm", hidden);
+    post_norm_ = norm(at + "post_attention_layernorm", hidden);
+    q_ = matrix(self + "q_proj", heads_ * head_dim_, hidden, config.qkv_bias);
+    k_ = matrix(self + "k_proj", kv_heads_ * head_dim_, hidden, config.qkv_bias);
+    v_ = matrix(self + "v_proj", kv_heads_ * head_dim_, hidden, config.qkv_bias);
+    o_ = matrix(self + "o_proj", hidden, heads_ * head_dim_, config.o_bias);
+    if (config.head_norms) {
+      q_norm_ = norm(self + "q_norm", head_dim_);
+      k_norm_ = norm(self + "k_norm", head_dim_);
+    }
+    gate_ = matrix(mlp + "gate_proj", inner, hidden, config.mlp_bias);
+    up_ = matrix(mlp + "up_proj", inner, hidden, config.mlp_bias);
+    down_ = matrix(mlp + "down_proj", hidden, inner, config.mlp_bias);
+  }
+
+  /// x becomes the layer's output; the keys and values of its rows are written behind the earlier
+  /// ones. A row's bits depend on the rows it sees alone.                                 x (n, H)
+  void forward(Out<T, 2> x, const DecoderRows<T>& rows, const DecoderKeys<T>& keys) const {
+    attend(x, rows, keys);
+    // The wide activations of few rows at a time: long packs need no more memory for them.
+    constexpr index_t step = 1024;
+    for (index_t begin = 0; begin < x.shape[0]; begin += step)
+      transform(x.rows({begin, std::min(begin + step, x.shape[0])}));
+  }
+
+ private:
+  using Activations = Tensor<B, T, 2>;
+  struct Matrix {
+    typename B::FrozenMatrix weight;
+    index_t rows = 0;
+    Tensor<B, T, 1> bias;  // empty: none
+  };
+
+  void attend(Out<T, 2> x, const DecoderRows<T>& at, const DecoderKeys<T>& keys) const {
+    const index_t n = x.shape[0];
+    const Range fresh{keys.first, keys.first + n};
+    const View<T, 3> k = keys.k.rows(fresh), v = keys.v.rows(fresh);
+    Activations q(*backend_, {n, q_.rows}), attended(*backend_, {n, q_.rows});
+    {
+      const Activations normed = norm(x, input_norm_);
+      multiply(normed.view(), q_, q.view());
+      multiply(normed.view(), k_, flat(k));
+      multiply(normed.view(), v_, flat(v));
+    }
+    turn(as_heads(q.view(), head_dim_), q_norm_, at);
+    turn(k, k_norm_, at);
+    const AttentionRule rule{
+        {at.begin, at.end, 1, window_}, {heads_ / kv_heads_, 0}, 1 / std::sqrt(double(head_dim_))};
+    Tensor<B, typename B::accumulator_type, 2> lse(*backend_, {n, heads_});
+    attention(*backend_, as_heads(View<const T, 2>(q.view()), head_dim_),
+              KeyValue<const T>{keys.k, keys.v, k, v}, rule, as_heads(attended.view(), head_dim_),
+              lse.view());
+    add_product(attended.view(), o_, x);
+  }
+
+  void transform(Out<T, 2> x) const {
+    Activations gate(*backend_, {x.shape[0], gate_.rows}), up(*backend_, {x.shape[0], up_.rows});
+    {
+      const Activations normed = norm(x, post_norm_);
+      multiply(normed.view(), gate_, gate.view());
+      multiply(normed.view(), up_, up.view());
+    }
+    swiglu(*backend_, gate.view(), up.view(), gate.view());
+    add_product(gate.view(), down_, x);
+  }
+
+  Activations norm(In<T, 2> x, const Tensor<B, T, 1>& scale) const {
+    Activations y(*backend_, {x.shape[0], x.shape[1]});
+    normalize(x, scale, y.view());
+    return y;
+  }
+  void normalize(In<T, 2> x, const Tensor<B, T, 1>& scale, Out<T, 2> y) const {
+    using A = typename B::accumulator_type;
+    Tensor<B, A, 1> rstd(*backend_, {x.shape[0]});
+    rms_norm(*backend_, x, scale.view(), A(eps_), y, rstd.view());
+  }
+  void multiply(In<T, 2> x, const Matrix& m, Out<T, 2> y) const {
+    linear(*backend_, x, m.weight, y);
+    if (m.bias.size() > 0) add_rows(*backend_, m.bias.view(), y);
+  }
+  /// y += x m^T. Ranks that hold some columns of m each would sum their products here.
+  void add_product(In<T, 2> x, const Matrix& m, Out<T, 2> y) const {
+    Activations product(*backend_, {y.shape[0], y.shape[1]});
+    multiply(x, m, product.view());
+    add(*backend_, product.view(), y);
+  }
+  /// Normalises each head, where the model does, and rotates it to its row's position.
+  void turn(View<T, 3> x, const Tensor<B, T, 1>& scale, const DecoderRows<T>& at) const {
+    const View<T, 2> all = reshape<2>(x, {x.shape[0] * x.shape[1], x.shape[2]});
+    if (scale.size() > 0) normalize(all, scale, all);
+    rope(*backend_, at.cos, at.sin, Rotate::forward, x);
+  }
+  static View<T, 2> flat(View<T, 3> v) { return reshape<2>(v, {v.shape[0], v.stride()}); }
+
+  B* backend_;
+  index_t heads_, kv_heads_, head_dim_;  // of those held here
+  index_t window_;
+  double eps_;
+  Tensor<B, T, 1> input_norm_, post_norm_, q_norm_, k_norm_;  // the last two may be empty
+  Matrix q_, k_, v_, o_, gate_, up_, down_;
+};
+
+}  // namespace dflash

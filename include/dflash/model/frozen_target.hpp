@@ -1,0 +1,64 @@
+#pragma once
+
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "dflash/io/in_quotes.hpp"
+#include "dflash/io/json_file.hpp"
+#include "dflash/io/weights_folder.hpp"
+#include "dflash/model/weight_source.hpp"
+
+namespace dflash {
+
+/// What a target calls the two matrices that a draft shares.
+struct TargetKeys {
+  std::string embedding = "model.embed_tokens.weight";
+  std::string lm_head = "lm_head.weight";
+};
+
+/// The frozen ends of a target that its draft shares: token embedding and language-model head.
+/// Training from stored features needs nothing else of the target, whatever its layers are.
+template <Backend B>
+class FrozenTarget {
+ public:
+  using T = typename B::value_type;
+
+  /// Loads them from a Hugging Face model folder. Error naming the file and the tensor.
+  FrozenTarget(B& backend, const std::filesystem::path& folder, const TargetKeys& keys = {})
+      : FrozenTarget(backend, WeightsFolder(folder), is_tied(folder / "config.json"), keys) {}
+
+  /// Loads them from other weights. If `tied`, the head is the embedding; the shape of both is that
+  /// of the embedding in the file, or `shape` where it must be that.               shape (V, H)
+  template <WeightSource W>
+  FrozenTarget(B& backend, const W& weights, bool tied, const TargetKeys& keys = {},
+               std::vector<index_t> shape = {})
+      : tied_(tied) {
+    if (shape.empty()) shape = weights.at(keys.embedding).shape;
+    if (shape.size() != 2)
+      throw Error("the target's embedding " + in_quotes(keys.embedding) + " has " +
+                  std::to_string(shape.size()) + " dimensions where 2 are expected");
+    const index_t extents[] = {shape[0], shape[1]};
+    embedding_ = load_tensor(backend, weights, keys.embedding, extents);
+    if (!tied) lm_head_ = load_tensor(backend, weights, keys.lm_head, extents);
+  }
+
+  View<const T, 2> embedding() const { return embedding_.view(); }                     // (V, H)
+  View<const T, 2> lm_head() const { return (tied_ ? embedding_ : lm_head_).view(); }  // (V, H)
+  index_t vocabulary() const { return embedding().shape[0]; }                          // V
+  index_t hidden() const { return embedding().shape[1]; }                              // H
+
+ private:
+  /// Targets that do more than text keep their decoder's fields in text_config.
+  static bool is_tied(const std::filesystem::path& path) {
+    const nlohmann::json config = read_json(path);
+    return optional<bool>(config, "tie_word_embeddings", path,
+                          optional<bool>(config, "text_config.tie_word_embeddings", path, false));
+  }
+
+  Tensor<B, T, 2> embedding_, lm_head_;  // the head is empty if tied
+  bool tied_;
+};
+
+}  // namespace dflash
