@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "dflash/comm/sequence_parallel_group.hpp"
+#include "dflash/core/attention_rule.hpp"
 #include "dflash/core/tensor.hpp"
 #include "dflash/data/blocks.hpp"
 #include "dflash/data/sample.hpp"
