@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <nlohmann/json.hpp>
 #include <numbers>
@@ -22,17 +23,19 @@ struct RopeParameters {
   double original_positions = 0;  // llama3, yarn: positions of pre-training
   double low_frequency_factor = 1, high_frequency_factor = 4;  // llama3
   double beta_fast = 32, beta_slow = 1;                        // yarn
-  double attention_factor = 1;                                 // multiplies cos and sin (yarn)
+  bool truncate = true;         // yarn: the ramp begins and ends at whole pairs
+  double attention_factor = 1;  // multiplies cos and sin (yarn)
 
   /// Reads `rope_theta` and `rope_scaling`, or the newer `rope_parameters`, of a model's config.
   static RopeParameters read(const nlohmann::json& config) {
     RopeParameters rope;
-    rope.theta = config.value("rope_theta", rope.theta);
+    rope.theta = optional(config, "rope_theta", rope.theta);
     nlohmann::json s;
     for (const char* key : {"rope_scaling", "rope_parameters"})
       if (config.contains(key) && config[key].is_object()) s = config[key];
+    rope.theta = optional(s, "rope_theta", rope.theta);
+    if (!(rope.theta > 0)) throw Error("rope_theta must be positive");
     if (s.is_null()) return rope;
-    rope.theta = s.value("rope_theta", rope.theta);
     const std::string type = s.value("rope_type", s.value("type", std::string("default")));
     if (type == "default") return rope;
     rope.factor = number(s, "factor");
@@ -46,12 +49,13 @@ struct RopeParameters {
       rope.high_frequency_factor = number(s, "high_freq_factor");
     } else if (type == "yarn") {
       rope.scaling = Scaling::yarn;
-      rope.original_positions =
-          s.value("original_max_position_embeddings", config.value("max_position_embeddings", 0.0));
+      rope.original_positions = optional(s, "original_max_position_embeddings",
+                                         optional(config, "max_position_embeddings", 0));
       if (!(rope.original_positions > 0))
         throw Error("rope_scaling: yarn needs original_max_position_embeddings");
       rope.beta_fast = optional(s, "beta_fast", 32);
       rope.beta_slow = optional(s, "beta_slow", 1);
+      rope.truncate = s.value("truncate", true);
       rope.attention_factor =
           optional(s, "attention_factor", yarn_attention_factor(s, rope.factor));
     } else {
@@ -76,7 +80,7 @@ struct RopeParameters {
     return s[key];
   }
   static double optional(const nlohmann::json& s, const char* key, double otherwise) {
-    return s.contains(key) && s[key].is_number() ? s[key].get<double>() : otherwise;
+    return !s.contains(key) || s[key].is_null() ? otherwise : number(s, key);
   }
   static double yarn_attention_factor(const nlohmann::json& s, double factor) {
     const auto scale = [&](double m) { return factor <= 1 ? 1 : 0.1 * m * std::log(factor) + 1; };
@@ -105,8 +109,9 @@ struct RopeParameters {
           return double(head_dim) * std::log(original_positions / (rotations * turn)) /
                  (2 * std::log(theta));
         };
-        const double low = std::max(std::floor(pair(beta_fast)), 0.0);
-        double high = std::min(std::ceil(pair(beta_slow)), double(head_dim - 1));
+        const double first = pair(beta_fast), last = pair(beta_slow);
+        const double low = std::max(truncate ? std::floor(first) : first, 0.0);
+        double high = std::min(truncate ? std::ceil(last) : last, double(head_dim - 1));
         if (low == high) high += 0.001;
         const double ramp = std::min(std::max((j - low) / (high - low), 0.0), 1.0);
         return f / factor * ramp + f * (1 - ramp);
