@@ -118,7 +118,7 @@ class OfflineShardDataset {
                            const nlohmann::json& wanted, bool asked) {
       if (asked && found != wanted)
         throw Error((folder_ / "store.json").string() + ": field \"" + field + "\" is " +
-                    found.dump() + ", but the trainer's target has " + wanted.dump());
+                    text_of(found) + ", but the trainer's target has " + text_of(wanted));
     };
     const auto& d = description_;
     check("model_type", d.model_type, e.model_type, !e.model_type.empty());
@@ -147,22 +147,18 @@ class OfflineShardDataset {
     // A process may have some 65,000 mappings: those not used for longest are given up.
     constexpr std::size_t most_shards = 4096;
     const std::lock_guard<std::mutex> lock(mutex_);
-    Mapped& mapped = cache_[k];
-    mapped.last_use = ++uses_;
-    if (mapped.shard == nullptr) {
-      try {
-        mapped.shard = std::make_shared<const StoreShard>(open(k));
-      } catch (...) {
-        cache_.erase(k);
-        throw;
-      }
-      if (cache_.size() > most_shards)
-        cache_.erase(std::min_element(cache_.begin(), cache_.end(), [](auto& a, auto& b) {
-          return a.second.last_use < b.second.last_use;
-        }));
-      return cache_[k].shard;
+    const auto found = cache_.find(k);
+    if (found != cache_.end()) {
+      found->second.last_use = ++uses_;
+      return found->second.shard;
     }
-    return mapped.shard;
+    if (cache_.size() >= most_shards)
+      cache_.erase(std::min_element(cache_.begin(), cache_.end(), [](auto& a, auto& b) {
+        return a.second.last_use < b.second.last_use;
+      }));
+    const auto shard = std::make_shared<const StoreShard>(open(k));
+    cache_[k] = {shard, ++uses_};
+    return shard;
   }
 
   void verify(const StoreShard& shard, index_t i, index_t& end,

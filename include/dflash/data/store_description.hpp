@@ -77,7 +77,7 @@ inline void check(const StoreDescription& d, const std::filesystem::path& path) 
 }
 
 inline void write_store_description(const std::filesystem::path& path, const StoreDescription& d) {
-  write_file(path, to_json(d).dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
+  write_file(path, text_of(to_json(d), 2) + "\n");
 }
 
 /// Error naming the file and the field that is missing, of another type or impossible.
@@ -118,9 +118,10 @@ inline void expect_same(const std::filesystem::path& path, const StoreDescriptio
   const bool same_target =
       !stored.target_fingerprint.empty() && stored.target_fingerprint == wanted.target_fingerprint;
   for (const auto& [field, value] : old_fields.items()) {
-    if (value == new_fields[field] || (field == "target_name" && same_target)) continue;
-    throw Error(path.string() + ": field " + in_quotes(field) + " is " + value.dump() +
-                ", but now it would be " + new_fields[field].dump());
+    const std::string before = text_of(value), now = text_of(new_fields[field]);
+    if (before == now || (field == "target_name" && same_target)) continue;
+    throw Error(path.string() + ": field " + in_quotes(field) + " is " + before +
+                ", but now it would be " + now);
   }
 }
 

@@ -22,9 +22,7 @@ inline std::string target_fingerprint(const std::filesystem::path& folder) {
         "tie_word_embeddings", "use_sliding_window", "sliding_window", "max_window_layers",
         "layer_types"}) {
     const nlohmann::json* value = find_field(config, field);
-    if (value != nullptr)
-      fingerprint.add(field).add(
-          value->dump(-1, ' ', false, nlohmann::json::error_handler_t::replace));
+    if (value != nullptr) fingerprint.add(field).add(text_of(*value));
   }
   const WeightsFolder weights(folder);
   for (const std::string& name : weights.names()) fingerprint.add(name, weights.at(name));

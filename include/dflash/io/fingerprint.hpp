@@ -41,7 +41,7 @@ class Fingerprint {
     const index_t bytes = tensor.bytes();
     if (bytes <= whole) return add(tensor.data, bytes);
     for (index_t i = 0; i < pieces; ++i)
-      add(tensor.data + (bytes - piece) / (pieces - 1) * i, piece);
+      add(tensor.data + (bytes - piece) * i / (pieces - 1), piece);
     return *this;
   }
 

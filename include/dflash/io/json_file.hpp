@@ -37,9 +37,15 @@ inline nlohmann::json read_json(const std::filesystem::path& path) {
   }
 }
 
+/// JSON as text, in one line or indented; bytes that are no UTF-8 are replaced.
+template <class Json>
+std::string text_of(const Json& json, int indent = -1) {
+  return json.dump(indent, ' ', false, Json::error_handler_t::replace);
+}
+
 /// Replaces a JSON file at once, indented for people.
 inline void write_json(const std::filesystem::path& path, const nlohmann::json& json) {
-  write_file(path, json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
+  write_file(path, text_of(json, 2) + "\n");
 }
 
 namespace detail {
@@ -125,7 +131,7 @@ template <class T>
 T typed(const nlohmann::json& json, std::string_view field, const std::filesystem::path& path) {
   T value{};
   if (!detail::read_value(json, value)) {
-    std::string found = json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+    std::string found = text_of(json);
     if (found.size() > 120) found = found.substr(0, 120) + "...";
     throw Error(path.string() + ": field " + in_quotes(field) + " is " + found + " where " +
                 detail::json_name_of<T>() + " is expected");

@@ -58,9 +58,11 @@ class WeightsFolder {
     for (const auto& [name, shard] : map.items()) {
       const auto file_name = typed<std::string>(shard, "weight_map." + name, path);
       // A name that leads out of the folder is an attack or a mistake.
-      if (file_name.empty() || file_name != std::filesystem::path(file_name).filename().string())
+      if (file_name.find('/') != std::string::npos ||
+          std::filesystem::path(file_name).extension() != ".safetensors")
         throw Error(path.string() + ": tensor " + in_quotes(name) + " lies in " +
-                    in_quotes(file_name) + ", which is not the name of a file in this folder");
+                    in_quotes(file_name) +
+                    ", which is not the name of a safetensors file in this folder");
       if (!files_.contains(file_name) && !std::filesystem::exists(folder_ / file_name))
         throw Error(path.string() + ": tensor " + in_quotes(name) + " lies in " +
                     in_quotes(file_name) + ", which does not exist");

@@ -1,0 +1,71 @@
+#include "dflash/io/atomic_folder.hpp"
+
+#include <doctest/doctest.h>
+#include <sys/wait.h>
+
+#include <csignal>
+#include <random>
+
+#include "io/temporary_folder.hpp"
+
+using namespace dflash;
+
+TEST_CASE("a folder appears when it is committed, and replaces the old one whole") {
+  const TemporaryFolder folder;
+  const auto path = folder / "outer/step";
+  for (const std::string text : {"one", "two"}) {
+    AtomicFolder next(path / "");
+    write_file(next.path() / text, text);
+    std::filesystem::create_directory(next.path() / "inner");
+    put(next.path() / "inner/x", text);
+    CHECK((text == "one") == !std::filesystem::exists(path));
+    next.commit();
+    const std::map<std::string, std::string> expected{{text, text}, {"inner/x", text}};
+    CHECK(files_below(path) == expected);
+  }
+  CHECK(files_below(folder.path()).size() == 2);
+}
+
+TEST_CASE("a folder that is not committed leaves nothing behind") {
+  const TemporaryFolder folder;
+  {
+    AtomicFolder next(folder / "step");
+    put(next.path() / "x", "half");
+  }
+  CHECK(std::filesystem::is_empty(folder.path()));
+}
+
+TEST_CASE("a writer killed at any moment leaves a complete folder, old or new") {
+  const TemporaryFolder folder;
+  const auto path = folder / "step";
+  std::mt19937 random(3);
+  for (int round = 0; round < 30; ++round) {
+    const pid_t child = ::fork();
+    if (child == 0) {
+      for (int i = 0; i < 1000; ++i) {
+        AtomicFolder next(path);
+        const std::string text = std::to_string(i);
+        write_file(next.path() / "a", text);
+        write_file(next.path() / "b", text);
+        next.commit();
+      }
+      ::_exit(0);
+    }
+    ::usleep(1000 + random() % 15000);
+    ::kill(child, SIGKILL);
+    ::waitpid(child, nullptr, 0);
+    if (!std::filesystem::exists(path)) continue;  // killed before the first was complete
+    CHECK(files_below(path).size() == 2);
+    CHECK_FALSE(content_of(path / "a").empty());
+    CHECK(content_of(path / "a") == content_of(path / "b"));
+  }
+  CHECK(std::filesystem::exists(path));
+}
+
+TEST_CASE("a folder that cannot be made is an error that names it") {
+  const TemporaryFolder folder;
+  put(folder / "file", "");
+  CHECK(error_of([&] {
+          AtomicFolder next(folder / "file/step");
+        }).starts_with("cannot create " + (folder / "file/step").string() + ": "));
+}
