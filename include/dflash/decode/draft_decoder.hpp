@@ -1,0 +1,112 @@
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "dflash/model/draft_model.hpp"
+#include "dflash/model/key_value_cache.hpp"
+
+namespace dflash {
+
+/// Which rule sliding layers of a draft follow when they propose tokens.
+enum class SlidingLayers {
+  as_trained,    // the window, and causal inside the block: what serving engines do
+  as_published,  // none, as the published Python decoders run them
+};
+
+/// A trained draft at work: it keeps keys and values of the context it has seen, and proposes the
+/// tokens of one block at a time. The model, weights and embedding outlive it.
+template <class Model>
+class DraftDecoder {
+ public:
+  using B = typename Model::B;
+  using T = typename B::value_type;
+
+  /// embedding (V, H) is the target's.
+  DraftDecoder(const Model& model, const Parameters<B>& weights, In<T, 2> embedding,
+               std::int32_t mask_token, SlidingLayers sliding = SlidingLayers::as_trained)
+      : model_(&model),
+        weights_(&weights),
+        embedding_(embedding),
+        mask_token_(mask_token),
+        sliding_(sliding),
+        cache_(model.backend(), model.config().layers, model.config().shape.kv_heads,
+               model.config().shape.head_dim) {
+    expects(mask_token >= 0 && mask_token < embedding.shape[0],
+            "the mask token has a row in the embedding");
+  }
+
+  index_t block_size() const { return model_->config().block_size; }
+  index_t context_length() const { return cache_.length(); }
+
+  /// Forgets the context.
+  void clear() { cache_.truncate(0); }
+
+  /// Appends the target's features of the positions that follow.        features (n, C * H)
+  void extend(In<T, 2> features) {
+    const index_t n = features.shape[0], held = cache_.length();
+    if (n == 0) return;
+    B& backend = model_->backend();
+    const auto rope = tables(held, n);
+    typename Model::Matrix fused, context;
+    typename Model::Vector rstd;
+    model_->fuse(*weights_, features, fused, context, rstd);
+    cache_.prepare(n);
+    const BlockGeometry<T> at{rope.cos.view(), rope.sin.view(), {}, {}, {}};
+    for (index_t layer = 0; layer < model_->config().layers; ++layer) {
+      typename Model::BlockType::ContextSaved saved;
+      model_->block().project_context((**weights_).layers[std::size_t(layer)], context.view(), at,
+                                      saved);
+      const View<T, 3> k = cache_.k(layer, held + n).rows({held, held + n}),
+                       v = cache_.v(layer, held + n).rows({held, held + n});
+      backend.copy(saved.k.out.view().data, k.data, k.size());
+      backend.copy(saved.v.view().data, v.data, v.size());
+    }
+    cache_.append(n);
+  }
+
+  /// The hidden states of a block that starts behind the context with the given token.  (K, H)
+  typename Model::Matrix block(std::int32_t anchor_token) {
+    B& backend = model_->backend();
+    const index_t k = block_size(), length = cache_.length(),
+                  hidden = model_->config().shape.hidden;
+    std::vector<std::int32_t> tokens(std::size_t(k), mask_token_);
+    tokens[0] = anchor_token;
+    const auto ids = uploaded(backend, tokens.data(), k);
+    const index_t zero = 0;
+    const auto begin = uploaded(backend, &zero, 1), end = uploaded(backend, &length, 1);
+    const auto rope = tables(length, k);
+    typename Model::Matrix x(backend, {k, hidden});
+    gather_rows(backend, embedding_, ids.view(), x.view());
+    for (index_t layer = 0; layer < model_->config().layers; ++layer) {
+      BlockGeometry<T> at{{}, {}, rope.cos.view(), rope.sin.view(), {begin.view(), end.view(), k}};
+      if (sliding_ == SlidingLayers::as_trained)
+        at.mask.window = model_->config().layer_window(layer);
+      typename Model::BlockType::Saved saved;
+      x = model_->block().forward((**weights_).layers[std::size_t(layer)], x.view(),
+                                  cache_.k(layer, length), cache_.v(layer, length), at, saved);
+    }
+    typename Model::Matrix y(backend, {k, hidden});
+    typename Model::Vector rstd;
+    model_->final_norm(*weights_, x.view(), y.view(), rstd);
+    return y;
+  }
+
+ private:
+  typename Model::RopeTables tables(index_t first, index_t n) const {
+    std::vector<index_t> positions(static_cast<std::size_t>(n));
+    for (index_t i = 0; i < n; ++i) positions[std::size_t(i)] = first + i;
+    const auto there = uploaded(model_->backend(), positions.data(), n);
+    return model_->rope_tables(there.view());
+  }
+
+  const Model* model_;
+  const Parameters<B>* weights_;
+  In<T, 2> embedding_;
+  std::int32_t mask_token_;
+  SlidingLayers sliding_;
+  KeyValueCache<B> cache_;
+};
+
+}  // namespace dflash
