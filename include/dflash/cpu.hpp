@@ -7,6 +7,7 @@
 #include "dflash/cpu/attention.hpp"
 #include "dflash/cpu/attention_backward.hpp"
 #include "dflash/cpu/backend.hpp"
+#include "dflash/cpu/columns.hpp"
 #include "dflash/cpu/elementwise.hpp"
 #include "dflash/cpu/linear.hpp"
 #include "dflash/cpu/linear_cross_entropy.hpp"

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "dflash/core/config.hpp"
+#include "dflash/core/attention_rule.hpp"
 
 namespace dflash {
 
@@ -15,44 +15,42 @@ inline Range even_cut(index_t total, index_t parts, index_t index) {
 }
 
 /// How the rows of one packed batch lie on the u * r ranks of a sequence group. Rank p has ring
-/// index p / u and Ulysses index p % u. Context row s belongs to ring index (s / 64) % r; the rows
-/// of a ring index are cut into u contiguous ranges. Blocks are cut into u * r contiguous ranges.
+/// index p / u and Ulysses index p % u. Context rows go to ring indices in stripes; the rows of a
+/// ring index are cut into u contiguous ranges. Blocks are cut into u * r contiguous ranges.
 struct SequenceLayout {
-  static constexpr index_t stripe = 64;  // context rows
-  index_t ulysses = 1, ring = 1;         // u, r
+  index_t ulysses = 1, ring = 1;  // u, r
 
   index_t ranks() const { return ulysses * ring; }
-
-  /// Rows of ring index `i` among the first `total` context rows.
-  index_t ring_rows(index_t i, index_t total) const {
-    const index_t turn = stripe * ring, rest = total % turn;
-    return total / turn * stripe + std::clamp<index_t>(rest - i * stripe, 0, stripe);
-  }
-
-  /// The context row that is number `at` of ring index `i`.
-  index_t context_row(index_t i, index_t at) const {
-    return (at / stripe * ring + i) * stripe + at % stripe;
-  }
+  RingStripe stripe(index_t rank) const { return {ring, rank / ulysses}; }
 
   /// The context rows of a rank, as ascending ranges of the batch's rows.
   std::vector<Range> context_ranges(index_t rank, index_t total) const {
-    const index_t i = rank / ulysses;
-    const Range own = even_cut(ring_rows(i, total), ulysses, rank % ulysses);
+    const RingStripe here = stripe(rank);
+    const Range own = even_cut(here.local(total), ulysses, rank % ulysses);
     std::vector<Range> ranges;
     for (index_t at = own.begin; at < own.end;) {
-      const index_t here = std::min(own.end, (at / stripe + 1) * stripe) - at;
-      const index_t row = context_row(i, at);
+      const index_t run = std::min(own.end, (at / RingStripe::rows + 1) * RingStripe::rows) - at;
+      const index_t row = here.global(at);
       if (!ranges.empty() && ranges.back().end == row) {
-        ranges.back().end += here;
+        ranges.back().end += run;
       } else {
-        ranges.push_back({row, row + here});
+        ranges.push_back({row, row + run});
       }
-      at += here;
+      at += run;
     }
     return ranges;
   }
 
+  index_t context_rows(index_t rank, index_t total) const {
+    return even_cut(stripe(rank).local(total), ulysses, rank % ulysses).size();
+  }
+
   Range blocks(index_t rank, index_t total) const { return even_cut(total, ranks(), rank); }
+  /// The blocks of all ranks of a rank's ring index.
+  Range ring_blocks(index_t rank, index_t total) const {
+    const index_t first = rank / ulysses * ulysses;
+    return {blocks(first, total).begin, blocks(first + ulysses - 1, total).end};
+  }
 };
 
 }  // namespace dflash

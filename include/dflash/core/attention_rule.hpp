@@ -19,27 +19,51 @@ struct KeyValue {
   }
 };
 
-/// Which keys a query row sees. Block n sees context rows [begin(n), end(n)) and its own K rows;
-/// end(n) is where its anchor's position lies among the context rows. With a sliding window w, the
-/// row at offset o of its block sees context rows from end(n) + o - (w - 1) on, and own rows 0..o.
-/// A block size of one with end(n) = position of row n is plain causal attention.
+/// Every r-th stripe of 64 context rows: what one index of a ring holds of a batch, laid end to
+/// end.
+struct RingStripe {
+  static constexpr index_t rows = 64;
+  index_t ring = 1, index = 0;  // r, and which of them
+
+  /// How many of the first `total` context rows are here: where row `total` would lie.
+  DFLASH_HOST_DEVICE index_t local(index_t total) const {
+    const index_t turn = rows * ring, rest = total % turn - index * rows;
+    return total / turn * rows + (rest < 0 ? 0 : rest < rows ? rest : rows);
+  }
+  /// The context row that is number `at` here.
+  DFLASH_HOST_DEVICE index_t global(index_t at) const {
+    return (at / rows * ring + index) * rows + at % rows;
+  }
+};
+
+/// Which keys a query row sees. Block n sees context rows [begin(n), end(n)) of the batch and its
+/// own K rows; end(n) is where its anchor's position lies among the context rows. With a sliding
+/// window w, the row at offset o of its block sees context rows from end(n) + o - (w - 1) on, and
+/// own rows 0..o. A block size of one with end(n) = position of row n is plain causal attention.
 struct BlockMask {
-  View<const index_t, 1> begin, end;  // (N)
+  View<const index_t, 1> begin, end;  // (N), in rows of the batch
   index_t block_size = 1;             // K
   index_t window = 0;                 // 0: full attention
+  index_t context_total = 0;          // context rows of the batch, on all ranks of the group
+  RingStripe stripe = {};             // which of them are here
+  Range own_blocks = {0, -1};         // whose own keys are here; an end of -1: every block's
 
   DFLASH_HOST_DEVICE index_t blocks() const { return end.shape[0]; }
+  /// The rows of k_context that the row at `offset` of a block sees.
   DFLASH_HOST_DEVICE Range context(index_t block, index_t offset) const {
-    Range seen{begin(block), end(block)};
-    if (window > 0) {
-      const index_t first = seen.end + offset - (window - 1);
-      if (first > seen.begin) seen.begin = first < seen.end ? first : seen.end;
+    index_t first = begin(block);
+    const index_t last = end(block);
+    if (window > 0 && last + offset - (window - 1) > first) {
+      first = last + offset - (window - 1);
+      if (first > last) first = last;
     }
-    return seen;
+    return {stripe.local(first), stripe.local(last)};
   }
-  /// How many of the block's own rows, from its first on, the row at `offset` sees.
-  DFLASH_HOST_DEVICE index_t own(index_t offset) const {
-    return window > 0 ? offset + 1 : block_size;
+  /// The rows of k_block that the row at `offset` of a block sees.
+  DFLASH_HOST_DEVICE Range own(index_t block, index_t offset) const {
+    if (block < own_blocks.begin || (own_blocks.end >= 0 && block >= own_blocks.end)) return {};
+    const index_t first = (block - own_blocks.begin) * block_size;
+    return {first, first + (window > 0 ? offset + 1 : block_size)};
   }
 };
 

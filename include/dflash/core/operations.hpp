@@ -26,8 +26,8 @@ concept Operations = requires(B& b, In<T, 2> x, In<T, 2> w, Out<T, 2> y, In<T, 1
                               View<const double, 1> frequency, View<const std::int32_t, 1> ids,
                               View<std::int32_t, 1> best, View<std::uint8_t, 1> correct, In<T, 3> q,
                               KeyValue<const T> kv, KeyValue<T> dkv, AttentionRule rule,
-                              View<A, 2> lse, In<A, 2> saved_lse, Out<T, 1> flat,
-                              In<T, 1> flat_in, AdamWStep step, const typename B::FrozenMatrix& f) {
+                              View<A, 2> lse, In<A, 2> saved_lse, Out<T, 1> flat, In<T, 1> flat_in,
+                              AdamWStep step, const typename B::FrozenMatrix& f) {
   fill(b, y, T(0));                    // y = value
   add(b, x, y);                        // y += x
   add_rows(b, scale, y);               // y(n) += x               x (C)  y (N, C)
@@ -47,13 +47,18 @@ concept Operations = requires(B& b, In<T, 2> x, In<T, 2> w, Out<T, 2> y, In<T, 1
   swiglu(b, x, x, y);                             // y = silu(gate) up
   swiglu_backward(b, x, x, x, y, y);              // (gate, up, dy, dgate, dup)
   attention(b, q, kv, rule, heads, lse);          // y = softmax(scale q k^T where mask) v
-  attention_backward(b, q, kv, rule, q, saved_lse, q, heads, dkv);  // (.., y, lse, dy, dq, dkv)
-  // The head's cross entropy without logits in memory: of each row nll = -log softmax(x w^T)[label],
-  // whether the label is the largest logit, and d nll / dx.  x, dx (R, H)  w (V, H)
+  head_dots(b, q, q, lse);                        // delta(n, h) = <y(n, h), dy(n, h)>
+  attention_backward(b, q, kv, rule, saved_lse, saved_lse, q, heads, dkv);  // (.., lse, delta, dy,
+                                                                            // dq, dkv)
+  copy_columns(b, x, index_t(0), y);                         // y(n, c) = x(n, first + c)
+  add_columns(b, x, index_t(0), y);                          // y(n, first + c) += x(n, c)
+  merge_attention(b, q, saved_lse, index_t(0), heads, lse);  // one more part of the keys
+  // The head's cross entropy without logits in memory: of each row nll = -log softmax(x
+  // w^T)[label], whether the label is the largest logit, and d nll / dx.  x, dx (R, H)  w (V, H)
   linear_cross_entropy(b, x, w, ids, rstd, correct, y);
-  argmax_rows(b, x, best);                              // first largest of each row
+  argmax_rows(b, x, best);  // first largest of each row
   { sum_of_squares(b, flat_in) } -> std::same_as<double>;
-  adamw(b, flat_in, step, flat, flat, flat);            // (gradient, step, weight, m, v)
+  adamw(b, flat_in, step, flat, flat, flat);  // (gradient, step, weight, m, v)
 };
 
 }  // namespace dflash

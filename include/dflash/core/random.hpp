@@ -21,9 +21,10 @@ class Random {
                                    std::uint32_t(stream_ >> 32)};
     auto k0 = std::uint32_t(key_), k1 = std::uint32_t(key_ >> 32);
     for (int round = 0; round < 10; ++round) {
-      const std::uint64_t a = std::uint64_t(0xD2511F53) * c[0], b = std::uint64_t(0xCD9E8D57) * c[2];
-      c = {std::uint32_t(b >> 32) ^ c[1] ^ k0, std::uint32_t(b),
-           std::uint32_t(a >> 32) ^ c[3] ^ k1, std::uint32_t(a)};
+      const std::uint64_t a = std::uint64_t(0xD2511F53) * c[0],
+                          b = std::uint64_t(0xCD9E8D57) * c[2];
+      c = {std::uint32_t(b >> 32) ^ c[1] ^ k0, std::uint32_t(b), std::uint32_t(a >> 32) ^ c[3] ^ k1,
+           std::uint32_t(a)};
       k0 += 0x9E3779B9;
       k1 += 0xBB67AE85;
     }

@@ -23,16 +23,17 @@ void attention(CpuBackend<T>& backend, In<T, 3> q, KeyValue<const std::type_iden
   for (index_t row = 0; row < q.shape[0]; ++row) {
     const index_t block = row / size;
     const Range context = rule.mask.context(block, row % size);
-    const index_t own = rule.mask.own(row % size), seen = context.size(), keys = seen + own;
+    const Range own = rule.mask.own(block, row % size);
+    const index_t seen = context.size(), keys = seen + own.size();
     for (index_t h = 0; h < heads; ++h) {
       const index_t g = rule.heads.kv(h);
       const auto k = [&](index_t j) {
         return j < seen ? &kv.k_context(context.begin + j, g, 0)
-                        : &kv.k_block(block * size + j - seen, g, 0);
+                        : &kv.k_block(own.begin + j - seen, g, 0);
       };
       const auto v = [&](index_t j) {
         return j < seen ? &kv.v_context(context.begin + j, g, 0)
-                        : &kv.v_block(block * size + j - seen, g, 0);
+                        : &kv.v_block(own.begin + j - seen, g, 0);
       };
       T top = none;
       for (index_t j = 0; j < keys; ++j) {

@@ -31,7 +31,7 @@ struct Batch {
   std::vector<float> weights;                        // (N * K)
 
   BlockMask mask() const {
-    return {context_begin.view(), context_end.view(), block_size, /*window=*/0};
+    return {context_begin.view(), context_end.view(), block_size, /*window=*/0, context_total};
   }
   index_t tokens_supervised() const {
     index_t n = 0;

@@ -83,9 +83,13 @@ class DraftDecoder {
       BlockGeometry<T> at{{}, {}, rope.cos.view(), rope.sin.view(), {begin.view(), end.view(), k}};
       if (sliding_ == SlidingLayers::as_trained)
         at.mask.window = model_->config().layer_window(layer);
+      at.mask.context_total = length;
       typename Model::BlockType::Saved saved;
-      x = model_->block().forward((**weights_).layers[std::size_t(layer)], x.view(),
-                                  cache_.k(layer, length), cache_.v(layer, length), at, saved);
+      typename Model::BlockType::AttentionType::Context context;
+      model_->block().attention().begin_context(cache_.k(layer, length), cache_.v(layer, length),
+                                                {.mask = at.mask}, context);
+      x = model_->block().forward((**weights_).layers[std::size_t(layer)], x.view(), at, context,
+                                  saved);
     }
     typename Model::Matrix y(backend, {k, hidden});
     typename Model::Vector rstd;

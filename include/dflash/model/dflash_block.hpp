@@ -53,6 +53,7 @@ struct BlockGeometry {
 template <Attention A>
 class DFlashBlock {
  public:
+  using AttentionType = A;
   using B = typename A::backend_type;
   using T = typename B::value_type;
   using Weights = DFlashBlockWeights<T>;
@@ -68,6 +69,7 @@ class DFlashBlock {
     In<T, 2> context;  // the caller keeps it until backward
     Projection k;
     Matrix v;
+    typename A::Context attention;
   };
   struct Saved {
     In<T, 2> x;  // the caller keeps it until backward
@@ -80,9 +82,18 @@ class DFlashBlock {
   DFlashBlock(A attention, DFlashShape shape) : attention_(std::move(attention)), shape_(shape) {}
 
   const DFlashShape& shape() const { return shape_; }
+  const A& attention() const { return attention_; }
   B& backend() const { return attention_.backend(); }
 
-  /// Projects the fused features, `context` (S, H), to this layer's keys and values.
+  /// Projects the fused features, `context` (S, H), to this layer's keys and values, and lets the
+  /// attention send them where they are needed.
+  void begin_context(const Weights& w, In<T, 2> context, const BlockGeometry<T>& at,
+                     ContextSaved& s) const {
+    project_context(w, context, at, s);
+    attention_.begin_context(heads(s.k.out), heads(s.v), rule(at.mask), s.attention);
+  }
+
+  /// The same without sending: for keys and values that are kept elsewhere.
   void project_context(const Weights& w, In<T, 2> context, const BlockGeometry<T>& at,
                        ContextSaved& s) const {
     s.context = context;
@@ -90,17 +101,17 @@ class DFlashBlock {
     s.v = times(context, w.v, w.v_bias);
   }
 
-  /// x (N * K, H) -> y (N * K, H), over context keys and values (S, kv heads, D).
-  Matrix forward(const Weights& w, In<T, 2> x, In<T, 3> k_context, In<T, 3> v_context,
-                 const BlockGeometry<T>& at, Saved& s) const {
+  /// x (N * K, H) -> y (N * K, H), over the context that was begun.
+  Matrix forward(const Weights& w, In<T, 2> x, const BlockGeometry<T>& at,
+                 typename A::Context& context, Saved& s) const {
     s.x = x;
     norm(x, w.input_norm, s.normed, s.rstd);
     project(s.normed.view(), w.q, w.q_bias, w.q_norm, at.block_cos, at.block_sin, s.q);
     project(s.normed.view(), w.k, w.k_bias, w.k_norm, at.block_cos, at.block_sin, s.k);
     s.v = times(s.normed.view(), w.v, w.v_bias);
     s.attended = Matrix(backend(), {x.shape[0], shape_.heads * shape_.head_dim});
-    attention_.forward(heads(s.q.out), {k_context, v_context, heads(s.k.out), heads(s.v)},
-                       rule(at.mask), heads(s.attended), s.attention);
+    attention_.forward(heads(s.q.out), heads(s.k.out), heads(s.v), rule(at.mask), heads(s.attended),
+                       context, s.attention);
     s.residual = times(s.attended.view(), w.o, w.o_bias);
     add(backend(), x, s.residual.view());
     norm(s.residual.view(), w.post_norm, s.post, s.post_rstd);
@@ -113,9 +124,9 @@ class DFlashBlock {
     return y;
   }
 
-  /// Adds to the gradients g, to dx (N * K, H) and to dcontext (S, H).
-  void backward(const Weights& w, In<T, 2> dy, const BlockGeometry<T>& at, ContextSaved& c,
-                Saved& s, Weights& g, Out<T, 2> dx, Out<T, 2> dcontext) const {
+  /// Adds to the gradients g and to dx (N * K, H). end_context adds the context's share.
+  void backward(const Weights& w, In<T, 2> dy, const BlockGeometry<T>& at,
+                typename A::Context& context, Saved& s, Weights& g, Out<T, 2> dx) const {
     Matrix dresidual = zeros(s.residual);
     add(backend(), dy, dresidual.view());
     {
@@ -133,20 +144,27 @@ class DFlashBlock {
     times_backward(s.attended.view(), w.o, dresidual.view(), dattended.view(), g.o, g.o_bias);
 
     Matrix dq = zeros(s.q.out), dk = zeros(s.k.out), dv = zeros(s.v);
-    Matrix dk_context = zeros(c.k.out), dv_context = zeros(c.v), dnormed = zeros(s.normed);
-    attention_.backward(heads(dattended), rule(at.mask), s.attention, heads(dq),
-                        {heads(dk_context), heads(dv_context), heads(dk), heads(dv)});
+    Matrix dnormed = zeros(s.normed);
+    attention_.backward(heads(dattended), rule(at.mask), context, s.attention, heads(dq), heads(dk),
+                        heads(dv));
     times_backward(s.normed.view(), w.v, dv.view(), dnormed.view(), g.v, g.v_bias);
-    times_backward(c.context, w.v, dv_context.view(), dcontext, g.v, g.v_bias);
     project_backward(s.normed.view(), w.k, w.k_norm, at.block_cos, at.block_sin, s.k, dk,
                      dnormed.view(), g.k, g.k_bias, g.k_norm);
-    project_backward(c.context, w.k, w.k_norm, at.context_cos, at.context_sin, c.k, dk_context,
-                     dcontext, g.k, g.k_bias, g.k_norm);
     project_backward(s.normed.view(), w.q, w.q_norm, at.block_cos, at.block_sin, s.q, dq,
                      dnormed.view(), g.q, g.q_bias, g.q_norm);
     add(backend(), In<T, 2>(dresidual.view()), dx);
     rms_norm_backward(backend(), s.x, w.input_norm, s.rstd.view(), dnormed.view(), dx,
                       g.input_norm);
+  }
+
+  /// The context's share of backward: adds to the gradients g and to dcontext (S, H).
+  void end_context(const Weights& w, const BlockGeometry<T>& at, ContextSaved& c, Weights& g,
+                   Out<T, 2> dcontext) const {
+    Matrix dk = zeros(c.k.out), dv = zeros(c.v);
+    attention_.end_context(rule(at.mask), c.attention, heads(dk), heads(dv));
+    times_backward(c.context, w.v, dv.view(), dcontext, g.v, g.v_bias);
+    project_backward(c.context, w.k, w.k_norm, at.context_cos, at.context_sin, c.k, dk, dcontext,
+                     g.k, g.k_bias, g.k_norm);
   }
 
  private:

@@ -23,6 +23,7 @@ class DraftModel {
  public:
   using B = typename Block::B;
   using T = typename B::value_type;
+  using BlockType = Block;
   using Weights = Parameters<B>;
   using Matrix = Tensor<B, T, 2>;
   using Vector = Tensor<B, typename B::accumulator_type, 1>;
@@ -63,12 +64,17 @@ class DraftModel {
     gather_rows(backend(), embedding, batch.tokens.view(), s.x.back().view());
     s.context_layers.resize(w.layers.size());
     s.layers.resize(w.layers.size());
+    // The next layer's context is on its way while this layer computes.
+    const auto begin_context = [&](std::size_t i) {
+      if (i < w.layers.size())
+        block_.begin_context(w.layers[i], s.context.view(), geometry(batch, s, i),
+                             s.context_layers[i]);
+    };
+    begin_context(0);
     for (std::size_t i = 0; i < w.layers.size(); ++i) {
-      const auto at = geometry(batch, s, i);
-      auto& c = s.context_layers[i];
-      block_.project_context(w.layers[i], s.context.view(), at, c);
-      s.x.push_back(block_.forward(w.layers[i], s.x.back().view(), context_heads(c.k.out),
-                                   context_heads(c.v), at, s.layers[i]));
+      begin_context(i + 1);
+      s.x.push_back(block_.forward(w.layers[i], s.x.back().view(), geometry(batch, s, i),
+                                   s.context_layers[i].attention, s.layers[i]));
     }
     s.output = Matrix(backend(), {batch.tokens.size(), config_.shape.hidden});
     final_norm(weights, s.x.back().view(), s.output.view(), s.rstd);
@@ -82,12 +88,19 @@ class DraftModel {
     Matrix dy = zeros(s.output), dcontext = zeros(s.context);
     rms_norm_backward(backend(), s.x.back().view(), w.norm, s.rstd.view(), doutput, dy.view(),
                       g.norm);
+    const auto end_context = [&](std::size_t i) {
+      if (i < w.layers.size())
+        block_.end_context(w.layers[i], geometry(batch, s, i), s.context_layers[i], g.layers[i],
+                           dcontext.view());
+    };
     for (std::size_t i = w.layers.size(); i-- > 0;) {
       Matrix dx = zeros(s.x[i]);
-      block_.backward(w.layers[i], dy.view(), geometry(batch, s, i), s.context_layers[i],
-                      s.layers[i], g.layers[i], dx.view(), dcontext.view());
+      block_.backward(w.layers[i], dy.view(), geometry(batch, s, i), s.context_layers[i].attention,
+                      s.layers[i], g.layers[i], dx.view());
       dy = std::move(dx);
+      end_context(i + 1);
     }
+    end_context(0);
     Matrix dfused = zeros(s.fused);
     rms_norm_backward(backend(), s.fused.view(), w.hidden_norm, s.context_rstd.view(),
                       dcontext.view(), dfused.view(), g.hidden_norm);
@@ -130,7 +143,6 @@ class DraftModel {
     at.mask.window = config_.layer_window(index_t(layer));
     return at;
   }
-  View<T, 3> context_heads(Matrix& m) const { return as_heads(m.view(), config_.shape.head_dim); }
   Matrix zeros(const Matrix& like) const {
     Matrix t(backend(), {like.view().shape[0], like.view().shape[1]});
     fill(backend(), t.view(), T(0));

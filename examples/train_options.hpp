@@ -1,0 +1,208 @@
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "dflash/dflash.hpp"
+#include "dflash/text/tokenizer.hpp"
+
+namespace examples {
+
+using dflash::index_t;
+
+/// The flags that both trainers share, with the reference's names and defaults.
+struct TrainOptions {
+  std::filesystem::path target_model_path, draft_config_path, draft_checkpoint_path, output_dir;
+  index_t block_size = 0, num_draft_layers = 1, num_anchors = 512, mask_token_id = -1;
+  std::string anchor_rule = "pair";
+  dflash::LossOptions loss;
+  std::string loss_type = "dflash", lr_scheduler = "cosine", export_dtype = "f32";
+  double learning_rate = 6e-4, warmup_ratio = 0.04, decay_ratio = 0.1, max_grad_norm = 1,
+         weight_decay = 0;
+  index_t num_epochs = 6, max_steps = 0, batch_size = 1, accumulation_steps = 1;
+  index_t log_interval = 50, save_interval = 1000, max_checkpoints = 0;
+  std::uint64_t seed = 42;
+  int threads = 0;
+  bool resume = false;
+  dflash::TargetKeys keys;
+
+  void add_to(CLI::App& app) {
+    app.add_option("--target-model-path", target_model_path, "Hugging Face folder of the target")
+        ->required();
+    app.add_option("--output-dir", output_dir, "where checkpoints and log.jsonl go")->required();
+    app.add_option("--draft-config-path", draft_config_path,
+                   "the draft's config.json; without it one is made to fit the target");
+    app.add_option("--draft-checkpoint-path", draft_checkpoint_path,
+                   "start from the weights of this draft folder");
+    app.add_option("--block-size", block_size,
+                   "tokens per block; without it the draft config's, else the data's");
+    app.add_option("--num-draft-layers", num_draft_layers, "only without --draft-config-path")
+        ->capture_default_str();
+    app.add_option("--mask-token-id", mask_token_id, "without it: draft config, then tokenizer");
+    app.add_option("--num-anchors", num_anchors, "blocks per sample, at most")
+        ->capture_default_str();
+    app.add_option("--anchor-rule", anchor_rule,
+                   "pair: anchor and next token supervised; start: whole blocks only")
+        ->check(CLI::IsMember({"pair", "start"}))
+        ->capture_default_str();
+    app.add_option("--loss-type", loss_type,
+                   "dflash, dpace, dpace-cumulative-confidence-only or "
+                   "dpace-continuation-value-only")
+        ->capture_default_str();
+    app.add_option("--loss-decay-gamma", loss.gamma,
+                   "decay of later slots (7 for blocks of 16, 4 for 8); 0: none")
+        ->capture_default_str();
+    app.add_option("--dpace-alpha", loss.dpace_alpha)->capture_default_str();
+    app.add_option("--learning-rate", learning_rate)->capture_default_str();
+    app.add_option("--lr-scheduler", lr_scheduler, "cosine, constant or wsd")
+        ->capture_default_str();
+    app.add_option("--warmup-ratio", warmup_ratio)->capture_default_str();
+    app.add_option("--decay-ratio", decay_ratio, "share of the steps in wsd's final decay")
+        ->capture_default_str();
+    app.add_option("--max-grad-norm", max_grad_norm, "0: no clipping")->capture_default_str();
+    app.add_option("--weight-decay", weight_decay)->capture_default_str();
+    app.add_option("--num-epochs", num_epochs)->capture_default_str()->check(CLI::PositiveNumber);
+    app.add_option("--max-steps", max_steps, "optimizer steps; overrides --num-epochs");
+    app.add_option("--batch-size", batch_size, "samples per micro-step over all replicas")
+        ->capture_default_str()
+        ->check(CLI::PositiveNumber);
+    app.add_option("--accumulation-steps", accumulation_steps)
+        ->capture_default_str()
+        ->check(CLI::PositiveNumber);
+    app.add_option("--log-interval", log_interval, "steps")
+        ->capture_default_str()
+        ->check(CLI::PositiveNumber);
+    app.add_option("--save-interval", save_interval, "steps; 0: at the end only")
+        ->capture_default_str();
+    app.add_option("--max-checkpoints", max_checkpoints, "keep the newest ones; 0: all")
+        ->capture_default_str();
+    app.add_option("--export-dtype", export_dtype, "of model.safetensors: f32 or bf16")
+        ->capture_default_str();
+    app.add_option("--seed", seed)->capture_default_str();
+    app.add_option("--threads", threads, "0: one per core")->capture_default_str();
+    app.add_flag("--resume", resume, "go on from the newest checkpoint in --output-dir, if any");
+    app.add_option("--embedding-key", keys.embedding)->capture_default_str();
+    app.add_option("--lm-head-key", keys.lm_head)->capture_default_str();
+  }
+
+  /// The draft that is trained, on features of the given layers.
+  dflash::DraftConfig draft_config(const std::vector<index_t>& layer_ids,
+                                   index_t data_block_size) const {
+    const auto target_file = target_model_path / "config.json";
+    const auto target = dflash::read_json(target_file);
+    dflash::DraftConfig draft;
+    if (draft_config_path.empty()) {
+      draft = dflash::DraftConfig::for_target(target, num_draft_layers,
+                                              block_size > 0 ? block_size : data_block_size,
+                                              target_file.string());
+      draft.target_layer_ids = layer_ids;
+    } else {
+      draft = dflash::DraftConfig::read(draft_config_path);
+      if (block_size > 0) draft.block_size = block_size;
+      if (draft.target_layer_ids != layer_ids)
+        throw dflash::Error(draft_config_path.string() + ": target_layer_ids is " +
+                            nlohmann::json(draft.target_layer_ids).dump() +
+                            ", but the features are of layers " +
+                            nlohmann::json(layer_ids).dump());
+    }
+    if (draft.block_size < 2) throw dflash::Error("--block-size must be at least 2");
+    const auto hidden = dflash::required<index_t>(target, "hidden_size", target_file);
+    if (draft.shape.hidden != hidden)
+      throw dflash::Error(draft_config_path.string() + ": hidden_size is " +
+                          std::to_string(draft.shape.hidden) + ", but the target's is " +
+                          std::to_string(hidden));
+    draft.mask_token = mask_token(draft);
+    return draft;
+  }
+
+  dflash::BlockOptions blocks(const dflash::DraftConfig& draft) const {
+    return {.count = num_anchors,
+            .size = draft.block_size,
+            .rule = anchor_rule == "pair" ? dflash::AnchorRule::supervised_pair
+                                          : dflash::AnchorRule::supervised_start};
+  }
+
+  dflash::LossOptions loss_options() const {
+    dflash::LossOptions options = loss;
+    options.type = dflash::loss_type_named(loss_type);
+    options.check();
+    return options;
+  }
+
+  index_t steps(index_t samples) const {
+    if (max_steps > 0) return max_steps;
+    const index_t each = batch_size * accumulation_steps;
+    return (num_epochs * samples + each - 1) / each;
+  }
+
+  dflash::Schedule schedule(index_t samples) const {
+    const index_t total = steps(samples);
+    dflash::Schedule schedule{.kind = dflash::Schedule::kind_named(lr_scheduler),
+                              .peak = learning_rate,
+                              .warmup = dflash::Schedule::warmup_steps(warmup_ratio, total),
+                              .total = total,
+                              .decay_steps = index_t(decay_ratio * double(total))};
+    if (schedule.kind != dflash::Schedule::Kind::wsd) schedule.decay_steps = 0;
+    schedule.check();
+    return schedule;
+  }
+
+  int worker_threads() const {
+    return threads > 0 ? threads : std::max(1, int(std::thread::hardware_concurrency()));
+  }
+
+  dflash::AdamWOptions adamw() const {
+    return {.decay = weight_decay, .max_grad_norm = max_grad_norm};
+  }
+
+  index_t step_samples() const { return batch_size * accumulation_steps; }
+
+  bool saves_after(index_t step, index_t total) const {
+    return step + 1 == total || (save_interval > 0 && (step + 1) % save_interval == 0);
+  }
+
+  /// What a resumed run must agree on with the run before.
+  nlohmann::json contract(const dflash::DraftConfig& draft, index_t samples,
+                          const std::string& data) const {
+    return {{"draft", draft.to_json("float32")},
+            {"num_anchors", num_anchors},
+            {"anchor_rule", anchor_rule},
+            {"loss_type", loss_type},
+            {"loss_decay_gamma", loss.gamma},
+            {"dpace_alpha", loss.dpace_alpha},
+            {"learning_rate", learning_rate},
+            {"lr_scheduler", lr_scheduler},
+            {"warmup_ratio", warmup_ratio},
+            {"decay_ratio", decay_ratio},
+            {"max_grad_norm", max_grad_norm},
+            {"weight_decay", weight_decay},
+            {"total_steps", steps(samples)},
+            {"batch_size", batch_size},
+            {"accumulation_steps", accumulation_steps},
+            {"seed", seed},
+            {"data", data}};
+  }
+
+ private:
+  std::int32_t mask_token(const dflash::DraftConfig& draft) const {
+    dflash::MaskTokenSources from{.vocabulary = draft.vocabulary};
+    if (mask_token_id >= 0) from.given = std::int32_t(mask_token_id);
+    from.draft_config = draft.mask_token;
+    if (std::filesystem::exists(target_model_path / "tokenizer.json")) {
+      const dflash::Tokenizer tokenizer(target_model_path);
+      from.tokenizer_mask = tokenizer.special_token_id("mask_token");
+      from.tokenizer_size = tokenizer.id_limit();
+      from.pad = tokenizer.special_token_id("pad_token");
+      from.eos = tokenizer.special_token_id("eos_token");
+      from.unknown = tokenizer.special_token_id("unk_token");
+    }
+    return dflash::resolve_mask_token(from);
+  }
+};
+
+}  // namespace examples

@@ -1,0 +1,31 @@
+#pragma once
+
+// Everything that needs a C++20 compiler, Eigen, nlohmann/json and xxHash. Tokenizers and chat
+// templates: <dflash/text.hpp>.
+
+#include "dflash/comm/communicator.hpp"
+#include "dflash/comm/sequence_parallel_group.hpp"
+#include "dflash/core/random.hpp"
+#include "dflash/cpu.hpp"
+#include "dflash/data/batch.hpp"
+#include "dflash/data/blocks.hpp"
+#include "dflash/data/memory_sample.hpp"
+#include "dflash/data/offline_shard_dataset.hpp"
+#include "dflash/data/sample_filter.hpp"
+#include "dflash/data/shard_writer.hpp"
+#include "dflash/data/target_fingerprint.hpp"
+#include "dflash/decode/acceptance.hpp"
+#include "dflash/decode/greedy.hpp"
+#include "dflash/decode/speculative_decoder.hpp"
+#include "dflash/model/dflash_block.hpp"
+#include "dflash/model/draft_model.hpp"
+#include "dflash/model/frozen_target.hpp"
+#include "dflash/model/read_parameters.hpp"
+#include "dflash/model/target_model.hpp"
+#include "dflash/train/adamw.hpp"
+#include "dflash/train/checkpoint.hpp"
+#include "dflash/train/draft_loss.hpp"
+#include "dflash/train/progress.hpp"
+#include "dflash/train/sample_order.hpp"
+#include "dflash/train/schedule.hpp"
+#include "dflash/train/training_log.hpp"

@@ -1,0 +1,131 @@
+#!/usr/bin/env bash
+# Installs what the tests need, builds them and runs them. The last line is "N passed, N failed".
+#   ./test.sh          everything that fits into 25 minutes on two cores
+#   ./test.sh --all    the full matrix: all tests under each sanitizer, and clang's build as well
+set -uo pipefail
+cd "$(dirname "$0")"
+all=false
+[ "${1:-}" = --all ] && all=true
+passed=0 failed=0 skipped=0
+stage_start=$SECONDS
+stage() { # name, budget in minutes
+  printf '\n== %s (budget %s min)\n' "$1" "$2"
+  stage_start=$SECONDS
+}
+took() { printf -- '-- %d s\n' $((SECONDS - stage_start)); }
+check() { # name, command...: counts as one test
+  local name=$1 log
+  shift
+  log=$(mktemp)
+  if "$@" >"$log" 2>&1; then
+    passed=$((passed + 1))
+  else
+    failed=$((failed + 1))
+    printf 'FAILED %s\n' "$name"
+    tail -30 "$log"
+  fi
+  rm -f "$log"
+}
+skip() { skipped=$((skipped + 1)) && echo "skipped: $*"; }
+run_ctest() { # build folder
+  local log
+  log=$(mktemp)
+  ctest --test-dir "$1" --output-on-failure --no-tests=error -j 2 >"$log" 2>&1
+  local bad total
+  total=$(sed -n 's/.*tests passed, [0-9]* tests\{0,1\} failed out of \([0-9]*\)/\1/p' "$log")
+  bad=$(sed -n 's/.*tests passed, \([0-9]*\) tests\{0,1\} failed out of .*/\1/p' "$log")
+  if [ -z "$total" ]; then
+    failed=$((failed + 1))
+    cat "$log"
+  else
+    passed=$((passed + total - bad))
+    failed=$((failed + bad))
+    [ "$bad" -gt 0 ] && grep -vE '^ *[0-9]+/[0-9]+ Test .* Passed|^ *Start ' "$log" | tail -80
+    echo "$((total - bad)) of $total passed"
+  fi
+  rm -f "$log"
+}
+build() { # folder, targets..., with CMake options in $options
+  local folder=$1
+  shift
+  cmake -S . -B "$folder" -G Ninja $options &&
+    cmake --build "$folder" ${1:+--target "$@"}
+}
+finish() {
+  printf '\n'
+  [ "$skipped" -gt 0 ] && echo "$skipped skipped"
+  echo "$passed passed, $failed failed"
+  [ "$failed" -eq 0 ] && [ "$passed" -gt 0 ]
+  exit
+}
+
+stage "packages" 2
+cmake/install_packages.sh cmake ninja-build g++ clang libeigen3-dev nlohmann-json3-dev \
+  libcli11-dev doctest-dev libpcre2-dev libutf8proc-dev libxxhash-dev || { failed=1; finish; }
+took
+
+stage "g++, optimised: all tests, examples and the golden data" 12
+options="-DCMAKE_BUILD_TYPE=Release -DDFLASH_WERROR=ON"
+if build build/test >build-test.log 2>&1; then
+  rm -f build-test.log
+  took
+  run_ctest build/test
+else
+  tail -60 build-test.log
+  failed=$((failed + 1))
+fi
+took
+
+stage "installed package" 1
+prefix=$PWD/build/prefix
+consume() {
+  cmake --install build/test --prefix "$prefix" &&
+    cmake -S tests/package -B build/consumer -G Ninja -DCMAKE_BUILD_TYPE=Release \
+      -DCMAKE_PREFIX_PATH="$prefix" && cmake --build build/consumer && build/consumer/consumer
+}
+check "a program outside the repository builds against the install tree and runs" consume
+took
+
+stage "clang: every header alone, without a warning" 4
+clang_header() {
+  echo "#include \"$1\"" | clang++ -std=c++20 -fsyntax-only -Wall -Wextra -Wpedantic -Werror -Iinclude \
+    -isystem /usr/include/eigen3 -x c++ -
+}
+export -f clang_header
+while IFS= read -r header; do echo "$header"; done < <(cd include && find dflash -name '*.hpp' | sort) >build/headers.txt
+if xargs -P 2 -I{} bash -c 'clang_header {} || { echo "FAILED {}"; exit 1; }' <build/headers.txt >build/clang.log 2>&1; then
+  passed=$((passed + $(wc -l <build/headers.txt)))
+else
+  bad=$(grep -c '^FAILED' build/clang.log)
+  failed=$((failed + bad))
+  passed=$((passed + $(wc -l <build/headers.txt) - bad))
+  grep -E 'error|FAILED' build/clang.log | head -40
+fi
+took
+
+sanitized() { # preset, pattern of tests
+  local folder=build/$1
+  options="--preset $1 -DDFLASH_EXAMPLES=OFF"
+  local targets
+  targets=$(cd tests && find . -name '*_test.cpp' | grep -E "$2" | sed 's|.*/||; s|\.cpp$||' | sort)
+  if ! { cmake --preset "$1" -B "$folder" -DDFLASH_EXAMPLES=OFF &&
+    cmake --build "$folder" --target $targets; } >build/sanitize.log 2>&1; then
+    tail -40 build/sanitize.log
+    failed=$((failed + 1))
+    return
+  fi
+  for test in $targets; do check "$test under $1" "$folder/tests/$test"; done
+}
+
+if $all; then readers='.'; else readers='/(io|text|data)/|tests_of_files'; fi
+stage "address and undefined-behaviour sanitizers: readers of files" 6
+sanitized sanitize "$readers"
+took
+
+if $all; then threads='.'; else threads='thread|communicator'; fi
+stage "thread sanitizer: threads and ranks" 3
+sanitized sanitize-thread "$threads"
+took
+
+if command -v nvcc >/dev/null; then :; else skip "CUDA: nvcc is not here"; fi
+finish
