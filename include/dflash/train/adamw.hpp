@@ -9,6 +9,7 @@
 
 #include "dflash/core/operations.hpp"
 #include "dflash/model/parameters.hpp"
+#include "dflash/train/number_text.hpp"
 
 namespace dflash {
 
@@ -19,7 +20,7 @@ struct AdamWOptions {
   /// Error if an option is out of range.
   void check() const {
     const auto must = [](bool ok, const char* what, double value) {
-      if (!ok) throw Error(std::string("AdamW: ") + what + ", got " + std::to_string(value));
+      if (!ok) throw Error(std::string("AdamW: ") + what + ", got " + number_text(value));
     };
     must(beta1 >= 0 && beta1 < 1, "beta1 must be in [0, 1)", beta1);
     must(beta2 >= 0 && beta2 < 1, "beta2 must be in [0, 1)", beta2);

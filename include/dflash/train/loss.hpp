@@ -10,6 +10,7 @@
 
 #include "dflash/core/config.hpp"
 #include "dflash/core/error.hpp"
+#include "dflash/train/number_text.hpp"
 #include "dflash/train/training_metrics.hpp"
 
 namespace dflash {
@@ -38,7 +39,7 @@ struct LossOptions {
   /// Error if an option is out of range.
   void check() const {
     if (!(dpace_alpha >= 0 && dpace_alpha <= 1))
-      throw Error("dpace_alpha must be in [0, 1], got " + std::to_string(dpace_alpha));
+      throw Error("dpace_alpha must be in [0, 1], got " + number_text(dpace_alpha));
     if (chunk_rows < 1)
       throw Error("the loss's chunk must have at least 1 row, got " + std::to_string(chunk_rows));
   }

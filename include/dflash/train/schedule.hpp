@@ -6,6 +6,7 @@
 
 #include "dflash/core/config.hpp"
 #include "dflash/core/error.hpp"
+#include "dflash/train/number_text.hpp"
 
 namespace dflash {
 
@@ -49,7 +50,7 @@ struct Schedule {
       if (!ok) throw Error("schedule: " + what + ", got " + value);
     };
     must(std::isfinite(peak) && peak >= 0, "the learning rate must be at least 0",
-         std::to_string(peak));
+         number_text(peak));
     must(total >= 1, "the number of steps must be at least 1", std::to_string(total));
     must(warmup >= 0 && warmup < total,
          "the warm-up must be shorter than the " + std::to_string(total) + " steps",
