@@ -7,7 +7,10 @@
 
 #include "dflash/core/backend.hpp"
 #include "dflash/core/error.hpp"
+#include "dflash/core/thread_pool.hpp"
+#include "dflash/cpu/gemm_kernel.hpp"
 #include "dflash/cpu/memory.hpp"
+#include "dflash/cpu/path.hpp"
 
 namespace dflash {
 
@@ -20,18 +23,37 @@ class CpuBackend {
   template <class U>
   using Buffer = CpuBuffer<U>;
 
-  /// A weight matrix in the order the product reads it. See freeze.
+  /// A weight matrix in the order in which products on its path read it. See freeze.
   struct FrozenMatrix {
     Buffer<T> data;
     index_t rows = 0, columns = 0;
+    CpuPath path = CpuPath::portable;
   };
 
-  /// Computes on `threads` threads, the caller's included. Results do not depend on their number.
-  explicit CpuBackend(int threads = 1) : threads_(threads) {
-    expects(threads >= 1, "CpuBackend: threads must be at least 1");
+  /// Computes on `threads` threads, the caller's included: results do not depend on their number.
+  /// Throws if the machine cannot run `path`.
+  explicit CpuBackend(int threads = 1, CpuPath path = cpu_paths().back())
+      : path_(path), kernel_(detail::gemm_kernel<T>(path)) {
+    const auto paths = cpu_paths();
+    expects(std::find(paths.begin(), paths.end(), path) != paths.end(),
+            "CpuBackend: this machine cannot run the path asked for");
+    pool_ = std::make_unique<ThreadPool>(threads);
   }
 
-  int threads() const { return threads_; }
+  int threads() const { return pool_->threads(); }
+  CpuPath path() const { return path_; }
+  const detail::GemmKernel<T>& gemm_kernel() const { return kernel_; }
+
+  /// f(i, thread) for i in [0, n), in no order; on the caller alone if `work`, the multiplications
+  /// of the whole loop, is not worth waking others.
+  template <class F>
+  void parallel_for(index_t n, index_t work, F&& f) {
+    if (work < smallest_shared_work) {
+      for (index_t i = 0; i < n; ++i) f(i, 0);
+    } else {
+      pool_->parallel_for(n, f);
+    }
+  }
 
   /// Uninitialised memory; it may outlive the backend.
   template <class U>
@@ -58,8 +80,12 @@ class CpuBackend {
   index_t system_allocations() const { return cache_->system_allocations(); }
 
  private:
-  int threads_;
+  static constexpr index_t smallest_shared_work = 1 << 19;
+
+  CpuPath path_;
+  detail::GemmKernel<T> kernel_;
   std::shared_ptr<MemoryCache> cache_ = std::make_shared<MemoryCache>();
+  std::unique_ptr<ThreadPool> pool_;
 };
 
 static_assert(Backend<CpuBackend<float>>);

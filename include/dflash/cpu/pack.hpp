@@ -1,0 +1,101 @@
+#pragma once
+
+#include <algorithm>
+
+#include "dflash/core/config.hpp"
+#include "dflash/cpu/gemm_tile.hpp"
+
+namespace dflash::detail {
+
+/// A matrix in either order: element (row, column) at data[row * row_step + column * column_step],
+/// one of the steps being 1.
+template <class T>
+struct Strided {
+  const T* data;
+  index_t row_step, column_step;
+
+  const T* at(index_t row, index_t column) const {
+    return data + row * row_step + column * column_step;
+  }
+};
+
+inline void transpose(Vector<float, 16>::Register (&r)[4]) {
+  const auto a = __builtin_shufflevector(r[0], r[1], 0, 4, 1, 5),
+             b = __builtin_shufflevector(r[0], r[1], 2, 6, 3, 7),
+             c = __builtin_shufflevector(r[2], r[3], 0, 4, 1, 5),
+             d = __builtin_shufflevector(r[2], r[3], 2, 6, 3, 7);
+  r[0] = __builtin_shufflevector(a, c, 0, 1, 4, 5);
+  r[1] = __builtin_shufflevector(a, c, 2, 3, 6, 7);
+  r[2] = __builtin_shufflevector(b, d, 0, 1, 4, 5);
+  r[3] = __builtin_shufflevector(b, d, 2, 3, 6, 7);
+}
+inline void transpose(Vector<double, 16>::Register (&r)[2]) {
+  const auto a = __builtin_shufflevector(r[0], r[1], 0, 2);
+  r[1] = __builtin_shufflevector(r[0], r[1], 1, 3);
+  r[0] = a;
+}
+
+/// to[i * to_step + j] = from[j * from_step + i]                       i < rows, j < columns
+template <class T>
+void transpose(const T* from, index_t from_step, index_t rows, index_t columns, T* to,
+               index_t to_step) {
+  using V = Vector<T, 16>;
+  using Memory = typename V::Memory;
+  const index_t whole_rows = rows / V::lanes * V::lanes,
+                whole_columns = columns / V::lanes * V::lanes;
+  // In strips whose result stays in the first cache level.
+  for (index_t strip = 0; strip < rows; strip += 64) {
+    const index_t end = std::min(rows, strip + 64), whole = std::min(whole_rows, strip + 64);
+    for (index_t j = 0; j < whole_columns; j += V::lanes) {
+      index_t i = strip;
+      for (; i < whole; i += V::lanes) {
+        typename V::Register r[V::lanes];
+        for (int l = 0; l < V::lanes; ++l) r[l] = *(const Memory*)(from + (j + l) * from_step + i);
+        transpose(r);
+        for (int l = 0; l < V::lanes; ++l) *(Memory*)(to + (i + l) * to_step + j) = r[l];
+      }
+      for (; i < end; ++i)
+        for (int l = 0; l < V::lanes; ++l) to[i * to_step + j + l] = from[(j + l) * from_step + i];
+    }
+    for (index_t j = whole_columns; j < columns; ++j)
+      for (index_t i = strip; i < end; ++i) to[i * to_step + j] = from[j * from_step + i];
+  }
+}
+
+/// Copies n elements, most often few.
+template <class T>
+void copy_few(const T* from, index_t n, T* to) {
+  using V = Vector<T, 16>;
+  index_t i = 0;
+  for (; i + V::lanes <= n; i += V::lanes)
+    *(typename V::Memory*)(to + i) = *(const typename V::Memory*)(from + i);
+  for (; i < n; ++i) to[i] = from[i];
+}
+
+/// Columns [columns) of b as panels `width` wide, the last maybe `narrow` wide, filled up with
+/// zeros.
+template <class T>
+void pack_panels(Strided<T> b, index_t k, Range columns, index_t width, index_t narrow, T* to) {
+  const auto each_panel = [&](auto&& f) {
+    for (index_t j = columns.begin; j < columns.end; j += width) {
+      const index_t left = std::min(columns.end - j, width);
+      f(j, left, left > narrow ? width : narrow, to + (j - columns.begin) * k);
+    }
+  };
+  if (b.row_step == 1) {
+    each_panel([&](index_t j, index_t left, index_t wide, T* panel) {
+      transpose(b.at(0, j), b.column_step, k, left, panel, wide);
+    });
+  } else {
+    for (index_t i = 0; i < k; ++i)
+      each_panel([&](index_t j, index_t left, index_t wide, T* panel) {
+        copy_few(b.at(i, j), left, panel + i * wide);
+      });
+  }
+  each_panel([&](index_t, index_t left, index_t wide, T* panel) {
+    for (index_t i = 0; left < wide && i < k; ++i)
+      std::fill_n(panel + i * wide + left, wide - left, T(0));
+  });
+}
+
+}  // namespace dflash::detail

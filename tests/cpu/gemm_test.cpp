@@ -1,0 +1,148 @@
+#include <doctest/doctest.h>
+
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "cpu/support.hpp"
+#include "dflash/cpu.hpp"
+
+using namespace dflash;
+using namespace dflash_test;
+
+namespace {
+
+template <class T>
+std::vector<T> product(const std::vector<T>& x, const std::vector<T>& w, index_t n, index_t o,
+                       index_t k) {
+  std::vector<T> y(std::size_t(n * o));
+  for (index_t i = 0; i < n; ++i)
+    for (index_t j = 0; j < o; ++j) {
+      double sum = 0;
+      for (index_t c = 0; c < k; ++c) sum += double(x[at(i * k + c)]) * double(w[at(j * k + c)]);
+      y[at(i * o + j)] = T(sum);
+    }
+  return y;
+}
+
+template <class T>
+std::vector<T> transposed(const std::vector<T>& x, index_t rows, index_t columns) {
+  std::vector<T> y(x.size());
+  for (index_t i = 0; i < rows; ++i)
+    for (index_t j = 0; j < columns; ++j) y[at(j * rows + i)] = x[at(i * columns + j)];
+  return y;
+}
+
+struct Shape {
+  index_t n, o, k;
+};
+const Shape shapes[] = {{1, 1, 1},     {3, 5, 7},    {12, 32, 16},  {13, 33, 17},
+                        {25, 48, 513}, {64, 16, 65}, {30, 100, 40}, {7, 200, 1100},
+                        {0, 4, 3},     {4, 0, 3},    {5, 6, 0}};
+
+}  // namespace
+
+TEST_CASE_TEMPLATE("the three products are right on every path", T, float, double) {
+  const double tolerance = std::is_same_v<T, float> ? 2e-5 : 1e-13;
+  for (CpuPath path : cpu_paths())
+    for (int threads : {1, 3})
+      for (const Shape& shape : shapes) {
+        const index_t n = shape.n, o = shape.o, k = shape.k;
+        CAPTURE(int(path));
+        CAPTURE(n);
+        CAPTURE(o);
+        CAPTURE(k);
+        CpuBackend<T> backend(threads, path);
+        const auto x = random<T>(n * k, 1), w = random<T>(o * k, 2);
+        const auto expected = product(x, w, n, o, k);
+        std::vector<T> y(expected.size(), T(9));
+        linear(backend, matrix(x, n, k), matrix(w, o, k), matrix(y, n, o));
+        CHECK(difference(y, expected) <= tolerance * std::sqrt(double(k + 1)));
+
+        const auto frozen = freeze(backend, matrix(w, o, k));
+        std::vector<T> again(expected.size(), T(9));
+        linear(backend, matrix(x, n, k), frozen, matrix(again, n, o));
+        CHECK(same_bits(y, again));
+
+        // The other two forms compute the same numbers from transposed factors, and add.
+        const auto wt = transposed(w, o, k), xt = transposed(x, n, k);
+        const auto old = random<T>(n * o, 3);
+        auto dx = old, dw = old;
+        linear_backward_input(backend, matrix(x, n, k), matrix(wt, k, o), matrix(dx, n, o));
+        linear_backward_weight(backend, matrix(xt, k, n), matrix(wt, k, o), matrix(dw, n, o));
+        std::vector<T> sum(old.size());
+        for (std::size_t i = 0; i < old.size(); ++i) sum[i] = old[i] + y[i];
+        CHECK(same_bits(dx, sum));
+        CHECK(same_bits(dw, sum));
+      }
+}
+
+TEST_CASE_TEMPLATE("a row's bits do not depend on the other rows, its place or the threads", T,
+                   float, double) {
+  for (CpuPath path : cpu_paths())
+    for (const Shape& shape : {Shape{61, 70, 600}, Shape{100, 33, 1024}}) {
+      const index_t n = shape.n, o = shape.o, k = shape.k;
+      CpuBackend<T> backend(1, path), crew(4, path);
+      const auto x = random<T>(n * k, 4), w = random<T>(o * k, 5);
+      std::vector<T> y(at(n * o)), part(at(n * o));
+      linear(backend, matrix(x, n, k), matrix(w, o, k), matrix(y, n, o));
+      linear(crew, matrix(x, n, k), matrix(w, o, k), matrix(part, n, o));
+      CHECK(same_bits(y, part));
+      const auto frozen = freeze(backend, matrix(w, o, k));
+      for (index_t begin = 0; begin < n; begin += 7)
+        for (index_t rows : {1, 2, 5, 12, 16}) {
+          if (begin + rows > n) continue;
+          CAPTURE(begin);
+          CAPTURE(rows);
+          const auto some = matrix(x, n, k).rows({begin, begin + rows});
+          const auto out = matrix(part, n, o).rows({0, rows});
+          fill(backend, out, T(0));
+          linear(backend, some, matrix(w, o, k), out);
+          CHECK(std::memcmp(out.data, &y[at(begin * o)], at(rows * o) * sizeof(T)) == 0);
+          fill(backend, out, T(0));
+          linear(crew, some, frozen, out);
+          CHECK(std::memcmp(out.data, &y[at(begin * o)], at(rows * o) * sizeof(T)) == 0);
+        }
+    }
+}
+
+TEST_CASE("sums longer than a slice are right") {
+  const index_t n = 3, o = 5, k = 20000;
+  CpuBackend<double> backend;
+  const auto x = random<double>(n * k, 6), w = random<double>(o * k, 7);
+  const auto expected = product(x, w, n, o, k);
+  std::vector<double> y(at(n * o)), again(at(n * o));
+  linear(backend, matrix(x, n, k), matrix(w, o, k), matrix(y, n, o));
+  CHECK(difference(y, expected) < 1e-11);
+  const auto frozen = freeze(backend, matrix(w, o, k));
+  linear(backend, matrix(x, n, k), frozen, matrix(again, n, o));
+  CHECK(same_bits(y, again));
+}
+
+TEST_CASE("paths with fused multiply-add give the same bits") {
+  const auto paths = cpu_paths();
+  const index_t n = 37, o = 91, k = 700;
+  const auto x = random<float>(n * k, 8), w = random<float>(o * k, 9);
+  std::vector<std::vector<float>> results;
+  for (CpuPath path : paths) {
+    if (path == CpuPath::portable) continue;
+    CpuBackend<float> backend(1, path);
+    std::vector<float> y(at(n * o));
+    linear(backend, matrix(x, n, k), matrix(w, o, k), matrix(y, n, o));
+    results.push_back(y);
+  }
+  for (const auto& y : results) CHECK(same_bits(y, results[0]));
+}
+
+TEST_CASE("shapes that do not fit are refused") {
+  CpuBackend<float> backend;
+  std::vector<float> a(12), b(12), c(12);
+  CHECK_THROWS_AS(linear(backend, matrix(a, 3, 4), matrix(b, 4, 3), matrix(c, 3, 4)), Error);
+  CHECK_THROWS_AS(linear_backward_input(backend, matrix(a, 3, 4), matrix(b, 3, 4), matrix(c, 3, 4)),
+                  Error);
+  const auto frozen = freeze(backend, matrix(b, 4, 3));
+  CHECK_THROWS_AS(linear(backend, matrix(a, 3, 4), frozen, matrix(c, 3, 4)), Error);
+  CpuBackend<float> other(1, CpuPath::portable);
+  if (backend.path() != CpuPath::portable)
+    CHECK_THROWS_AS(linear(other, matrix(a, 4, 3), frozen, matrix(a, 4, 3)), Error);
+}
