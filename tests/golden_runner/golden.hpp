@@ -28,6 +28,12 @@ struct GoldenCase {
     dflash::expects(tensors != nullptr, "the case has no tensors");
     return tensors->read<T>(tensor);
   }
+  /// The prefix "7." or "07." under which the tensors of item 7 lie; `tensor` is one of them.
+  std::string prefix_of(int index, const std::string& tensor) const {
+    std::string prefix = std::to_string(index) + ".";
+    while (!has(prefix + tensor) && prefix.size() < 8) prefix = "0" + prefix;
+    return prefix;
+  }
   std::vector<dflash::index_t> shape(const std::string& tensor) const {
     return tensors->at(tensor).shape;
   }

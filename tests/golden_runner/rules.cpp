@@ -33,8 +33,7 @@ void run_layer_ids(const GoldenCase& c, Report& report) {
 
 void run_mask(const GoldenCase& c, Report& report) {
   for (const auto& item : c.settings.at("cases")) {
-    std::string prefix = std::to_string(item.at("index").get<int>()) + ".";
-    while (!c.has(prefix + "anchors") && prefix.size() < 8) prefix = "0" + prefix;
+    const std::string prefix = c.prefix_of(item.at("index"), "anchors");
     const auto anchors = c.read<std::int64_t>(prefix + "anchors");
     const auto keep = c.read<std::uint8_t>(prefix + "keep");
     const auto expected = c.read<std::uint8_t>(prefix + "mask");
@@ -56,7 +55,8 @@ void run_mask(const GoldenCase& c, Report& report) {
           std::uint8_t* row = actual.data() + ((b * n + j) * k + o) * (s + n * k);
           const Range seen = mask.context(j, o);
           for (index_t key = seen.begin; key < seen.end; ++key) row[key] = 1;
-          for (index_t own = 0; own < mask.own(o); ++own) row[s + j * k + own] = 1;
+          const Range own = mask.own(j, o);
+          for (index_t key = own.begin; key < own.end; ++key) row[s + key] = 1;
         }
       }
     }

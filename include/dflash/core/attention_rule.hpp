@@ -81,7 +81,7 @@ struct HeadGroups {
 /// Everything attention needs to know beside its tensors.
 struct AttentionRule {
   BlockMask mask;
-  HeadGroups heads;
+  HeadGroups heads = {};
   double scale = 1;  // of q k^T, before the softmax
 };
 

@@ -15,15 +15,16 @@ namespace dflash {
 /// How an answer is decoded.
 struct DecodeOptions {
   index_t max_new_tokens = 128;
-  std::vector<std::int32_t> stop_tokens;
-  double temperature = 0;  // 0: greedy
-  std::uint64_t seed = 0;  // of sampling
+  std::vector<std::int32_t> stop_tokens = {};
+  double temperature = 0;              // of the target; 0: greedy
+  double draft_temperature = 0;        // of the proposals when sampling
+  std::uint64_t seed = 0, answer = 0;  // of sampling: the same pair gives the same tokens
 };
 
 /// One draft-verify cycle.
 struct DecodeCycle {
   std::vector<std::int32_t> draft_tokens;   // (K - 1), proposed
-  std::vector<std::int32_t> target_tokens;  // (accepted + 1), what the target says after each
+  std::vector<std::int32_t> target_tokens;  // (K), the target's choice after each; greedy only
   index_t accepted = 0;                     // leading draft tokens that the target accepts
 };
 
@@ -61,53 +62,92 @@ class SpeculativeDecoder {
     if (options.max_new_tokens <= 0) return answer;
     KeyValueCache<B> cache = target_->cache();
     draft_.clear();
-    const TokenChooser choose(options.temperature, options.seed);
+    stopped_ = false;
+    const SamplingRandom random(options.seed, options.answer);
+    index_t start = index_t(prompt.size());
+    const index_t limit = start + options.max_new_tokens;
     auto seen = target_->forward(prompt, cache, {.layers = layers_, .logits = Logits::last});
     draft_.extend(seen.features.view());
-    std::int32_t next = choose(target_->backend(), seen.logits.view(), index_t(prompt.size()))[0];
+    std::int32_t next = options.temperature == 0 ? largest(seen.logits.view())[0]
+                                                 : sample(host(seen.logits.view()).view(),
+                                                          options.temperature, random.token(start));
     push(answer, next, false, options);
 
-    const index_t limit = index_t(prompt.size()) + options.max_new_tokens;
-    index_t start = index_t(prompt.size());
     while (start < limit) {
       DecodeCycle cycle;
-      cycle.draft_tokens = propose(next);
+      const auto draft_logits = propose(next, start + 1, options, random, cycle);
       std::vector<std::int32_t> tokens{next};
       tokens.insert(tokens.end(), cycle.draft_tokens.begin(), cycle.draft_tokens.end());
       seen = target_->forward(tokens, cache, {.layers = layers_, .logits = Logits::all});
-      // A greedy proposal has all the draft's probability: taking it where the target's own draw
-      // agrees, and that draw where it does not, is the lossless rejection rule.
-      const auto drawn = choose(target_->backend(), seen.logits.view(), start + 1);
-      while (cycle.accepted < index_t(cycle.draft_tokens.size()) &&
-             cycle.draft_tokens[std::size_t(cycle.accepted)] == drawn[std::size_t(cycle.accepted)])
-        ++cycle.accepted;
-      const index_t kept = cycle.accepted + 1;
-      cycle.target_tokens.assign(drawn.begin(), drawn.end());
-      for (index_t i = 0; i < kept; ++i)
-        push(answer, drawn[std::size_t(i)], i < cycle.accepted, options);
-      next = drawn[std::size_t(cycle.accepted)];
-      start += kept;
+      if (options.temperature == 0) {
+        cycle.target_tokens = largest(seen.logits.view());
+        const auto differ = std::mismatch(cycle.draft_tokens.begin(), cycle.draft_tokens.end(),
+                                          cycle.target_tokens.begin());
+        cycle.accepted = differ.first - cycle.draft_tokens.begin();
+        next = *differ.second;
+      } else {
+        const HostRows target_rows = host(seen.logits.view()),
+                       draft_rows = host(draft_logits.view());
+        const Verdict verdict =
+            verify<T>(cycle.draft_tokens, draft_rows.view(), options.draft_temperature,
+                      target_rows.view(), options.temperature, random, start + 1);
+        cycle.accepted = verdict.accepted;
+        next = verdict.next;
+      }
+      for (index_t i = 0; i < cycle.accepted; ++i)
+        push(answer, cycle.draft_tokens[std::size_t(i)], true, options);
+      push(answer, next, false, options);
+      start += cycle.accepted + 1;
       cache.truncate(start);
-      draft_.extend(In<T, 2>(seen.features.view()).rows({0, kept}));
+      draft_.extend(In<T, 2>(seen.features.view()).rows({0, cycle.accepted + 1}));
       answer.cycles.push_back(std::move(cycle));
       if (stopped_) break;
     }
-    stopped_ = false;
     return answer;
   }
 
  private:
-  std::vector<std::int32_t> propose(std::int32_t anchor_token) {
-    B& backend = target_->backend();
+  using Matrix = Tensor<B, T, 2>;
+  struct HostRows {
+    std::vector<T> values;
+    index_t rows, width;
+    View<const T, 2> view() const { return {values.data(), {rows, width}}; }
+  };
+
+  /// Fills the cycle's draft tokens, the first of which stands at `position`. Returns their logits.
+  Matrix propose(std::int32_t anchor_token, index_t position, const DecodeOptions& options,
+                 const SamplingRandom& random, DecodeCycle& cycle) {
     const auto hidden = draft_.block(anchor_token);
     const index_t k = draft_.block_size();
-    Tensor<B, T, 2> logits(backend, {k - 1, target_->config().vocabulary});
-    linear(backend, hidden.view().rows({1, k}), head_, logits.view());
-    Tensor<B, std::int32_t, 1> best(backend, {k - 1});
-    argmax_rows(backend, logits.view(), best.view());
-    std::vector<std::int32_t> tokens(std::size_t(k - 1));
-    backend.download(best.view().data, tokens.data(), k - 1);
+    Matrix logits(target_->backend(), {k - 1, target_->config().vocabulary});
+    linear(target_->backend(), hidden.view().rows({1, k}), head_, logits.view());
+    if (options.temperature == 0 || options.draft_temperature == 0) {
+      cycle.draft_tokens = largest(logits.view());
+    } else {
+      const HostRows rows = host(logits.view());
+      for (index_t i = 0; i + 1 < k; ++i)
+        cycle.draft_tokens.push_back(sample(rows.view().rows({i, i + 1}), options.draft_temperature,
+                                            random.proposal(position + i)));
+    }
+    return logits;
+  }
+
+  static std::int32_t sample(View<const T, 2> row, double temperature, double u) {
+    std::vector<double> p;
+    probabilities(std::span<const T>(row.data, std::size_t(row.shape[1])), temperature, p);
+    return draw(p, u);
+  }
+  std::vector<std::int32_t> largest(In<T, 2> logits) const {
+    Tensor<B, std::int32_t, 1> best(target_->backend(), {logits.shape[0]});
+    argmax_rows(target_->backend(), logits, best.view());
+    std::vector<std::int32_t> tokens(std::size_t(logits.shape[0]));
+    target_->backend().download(best.view().data, tokens.data(), logits.shape[0]);
     return tokens;
+  }
+  HostRows host(In<T, 2> v) const {
+    HostRows rows{std::vector<T>(std::size_t(v.size())), v.shape[0], v.shape[1]};
+    target_->backend().download(v.data, rows.values.data(), v.size());
+    return rows;
   }
 
   /// Adds a token unless the answer has ended.
