@@ -63,5 +63,5 @@ TEST_CASE("results add, and are the same after a sum as flat numbers") {
 
   LossResult wrong(5);
   CHECK_THROWS_AS(wrong += a, Error);
-  CHECK_THROWS_AS(LossResult::from_flat(std::vector<double>{1, 2, 3}), Error);
+  CHECK_THROWS_AS(LossResult::from_flat(std::vector<double>(7)), Error);
 }

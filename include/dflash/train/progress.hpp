@@ -26,10 +26,14 @@ inline bool is_terminal(std::FILE* stream) { return ::isatty(::fileno(stream)) =
 /// A time span for people, such as "42 s", "3 min 05 s" or "2 h 07 min".
 inline std::string duration_text(double seconds) {
   const auto whole = static_cast<long long>(std::ceil(std::fmax(seconds, 0)));
-  const auto two_digits = [](long long n) { return (n < 10 ? "0" : "") + std::to_string(n); };
-  if (whole < 60) return std::to_string(whole) + " s";
-  if (whole < 3600) return std::to_string(whole / 60) + " min " + two_digits(whole % 60) + " s";
-  return std::to_string(whole / 3600) + " h " + two_digits(whole / 60 % 60) + " min";
+  char text[40];
+  if (whole < 60)
+    std::snprintf(text, sizeof text, "%lld s", whole);
+  else if (whole < 3600)
+    std::snprintf(text, sizeof text, "%lld min %02lld s", whole / 60, whole % 60);
+  else
+    std::snprintf(text, sizeof text, "%lld h %02lld min", whole / 3600, whole / 60 % 60);
+  return text;
 }
 
 /// A rate for people, such as "87", "5.2k" or "1.3M".
