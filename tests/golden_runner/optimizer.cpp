@@ -7,7 +7,7 @@
 #include "dflash/cpu/convert.hpp"
 #include "dflash/train/adamw.hpp"
 #include "dflash/train/schedule.hpp"
-#include "golden_runner/golden.hpp"
+#include "golden.hpp"
 
 namespace golden {
 namespace {
