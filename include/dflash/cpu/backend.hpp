@@ -20,6 +20,7 @@ class CpuBackend {
  public:
   using value_type = T;
   using accumulator_type = T;
+  static constexpr bool host_memory = true;  // communicators of host memory may move it
   template <class U>
   using Buffer = CpuBuffer<U>;
 
