@@ -21,8 +21,8 @@ namespace dflash {
 
 /// What a trainer needs a store to be; what is empty or zero is not checked.
 struct StoreExpectations {
-  std::string model_type, target_fingerprint, tokenizer_fingerprint;
-  std::vector<index_t> layer_ids;
+  std::string model_type = {}, target_fingerprint = {}, tokenizer_fingerprint = {};
+  std::vector<index_t> layer_ids = {};
   index_t hidden_size = 0;
   bool allow_unfinished = false;  // a store whose capture has not written all samples yet
 };
@@ -132,7 +132,7 @@ class OfflineShardDataset {
 
   StoreShard open(index_t k) const {
     const index_t first = first_sample_[std::size_t(k)];
-    return StoreShard(folder_ / shard_name(k), description_, first,
+    return StoreShard(folder_ / shard_name(k), description_, shard_metadata(description_, k), first,
                       first_sample_[std::size_t(k) + 1] - first, rows_[std::size_t(k)]);
   }
 

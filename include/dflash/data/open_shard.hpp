@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <filesystem>
+#include <map>
 #include <string>
 #include <type_traits>
 #include <vector>
@@ -19,11 +20,11 @@ namespace dflash {
 class OpenShard {
  public:
   OpenShard(const std::filesystem::path& path, const StoreDescription& description,
-            const ShardPlan::Shard& plan)
+            const ShardPlan::Shard& plan, const std::map<std::string, std::string>& metadata)
       : dtype_(description.dtype),
         matrices_(row_matrices(description)),
         tensors_(shard_tensors(description, plan.samples.size(), plan.rows, plan.id_bytes)),
-        layout_(tensors_, {}, shard_alignment),
+        layout_(tensors_, metadata, shard_alignment),
         file_(path),
         scales_(matrices_.size()),
         checksums_(matrices_.size()) {

@@ -58,16 +58,18 @@ class ShardPlan {
   const Shard& shard(index_t k) const { return shards_[std::size_t(k)]; }
   std::uint64_t checksum(index_t sample) const { return checksums_[std::size_t(sample)]; }
 
-  SafetensorsLayout layout(index_t k) const {
+  /// Bytes of the file of a shard.
+  index_t file_bytes(index_t k) const {
     const Shard& s = shard(k);
-    return SafetensorsLayout(shard_tensors(description_, s.samples.size(), s.rows, s.id_bytes), {},
-                             shard_alignment);
+    const auto tensors = shard_tensors(description_, s.samples.size(), s.rows, s.id_bytes);
+    // All stores' metadata have the length of this one's.
+    return SafetensorsLayout(tensors, shard_metadata(description_, k), shard_alignment).bytes;
   }
 
   /// Bytes of all shards from the given one on.
   index_t bytes(index_t from_shard = 0) const {
     index_t total = 0;
-    for (index_t k = from_shard; k < shards(); ++k) total += layout(k).bytes;
+    for (index_t k = from_shard; k < shards(); ++k) total += file_bytes(k);
     return total;
   }
 

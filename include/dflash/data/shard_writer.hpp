@@ -71,7 +71,9 @@ class ShardWriter {
     if (sample_checksum(sample) != plan_.checksum(next_))
       throw Error("sample " + std::to_string(next_) + " (" + in_quotes(sample.id) +
                   ") is not the one that was planned there");
-    if (!open_) open_.emplace(folder_ / shard_name(shard_), description_, plan_.shard(shard_));
+    if (!open_)
+      open_.emplace(folder_ / shard_name(shard_), description_, plan_.shard(shard_),
+                    shard_metadata(description_, shard_));
     open_->begin(sample);
     ++next_;
     if (sample.tokens.empty()) close_full_shard();
@@ -103,7 +105,7 @@ class ShardWriter {
   bool is_whole(index_t shard) const {
     std::error_code missing;
     const auto bytes = std::filesystem::file_size(folder_ / shard_name(shard), missing);
-    return !missing && index_t(bytes) == plan_.layout(shard).bytes;
+    return !missing && index_t(bytes) == plan_.file_bytes(shard);
   }
 
   void close_full_shard() {

@@ -54,11 +54,16 @@ inline nlohmann::ordered_json to_json(const StoreDescription& d) {
           {"data_fingerprint", d.data_fingerprint}};
 }
 
+[[noreturn]] inline void fail_field(const std::filesystem::path& path, const std::string& field,
+                                    const std::string& found, const std::string& expected) {
+  throw Error(path.string() + ": field " + in_quotes(field) + " is " + found + " where " +
+              expected + " is expected");
+}
+
 /// Error naming the path, the field and the value if a store cannot be like this.
 inline void check(const StoreDescription& d, const std::filesystem::path& path) {
   const auto fail = [&](const char* field, const std::string& found, const char* expected) {
-    throw Error(path.string() + ": field \"" + field + "\" is " + found + " where " + expected +
-                " is expected");
+    fail_field(path, field, found, expected);
   };
   constexpr index_t largest = index_t(1) << 24;  // keeps every product of sizes far from overflow
   if (d.model_type != "dflash" && d.model_type != "eagle3")
@@ -96,8 +101,10 @@ inline StoreDescription read_store_description(const std::filesystem::path& path
   read("target_fingerprint", d.target_fingerprint);
   read("layer_ids", d.layer_ids);
   read("hidden_size", d.hidden_size);
-  const auto dtype = dtype_named(required<std::string>(json, "dtype", path));
-  d.dtype = dtype.value_or(DType::boolean);
+  const auto name = required<std::string>(json, "dtype", path);
+  const auto dtype = dtype_named(name);
+  if (!dtype) fail_field(path, "dtype", in_quotes(name), "\"BF16\", \"F32\" or \"F8_E4M3\"");
+  d.dtype = *dtype;
   d.rope_parameters = optional<nlohmann::json>(json, "rope_parameters", path);
   read("tokenizer_fingerprint", d.tokenizer_fingerprint);
   read("block_size", d.block_size);

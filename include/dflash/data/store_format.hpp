@@ -3,6 +3,7 @@
 #include <bit>
 #include <cstdint>
 #include <cstdio>
+#include <map>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -57,6 +58,15 @@ inline std::vector<TensorData> shard_tensors(const StoreDescription& d, index_t 
   tensors.push_back({"id_bytes", DType::u8, {id_bytes}});
   tensors.push_back({"sample_checksums", DType::u64, {samples}});
   return tensors;
+}
+
+/// What a shard's header says of where it belongs: the store, but for its target's name, and the
+/// place in it. A shard of another store or place is no shard of this one.
+inline std::map<std::string, std::string> shard_metadata(const StoreDescription& d, index_t shard) {
+  StoreDescription unnamed = d;
+  unnamed.target_name.clear();
+  return {{"store", Fingerprint().add(text_of(to_json(unnamed))).text()},
+          {"shard", std::to_string(shard)}};
 }
 
 /// Bytes of a shard's tensors, without the header.

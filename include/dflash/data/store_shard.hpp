@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <map>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -18,9 +19,12 @@ namespace dflash {
 /// opened, a sample's own bytes when it is asked for, a row when it is read.
 class StoreShard {
  public:
-  StoreShard(const std::filesystem::path& path, const StoreDescription& d, index_t first_sample,
+  StoreShard(const std::filesystem::path& path, const StoreDescription& d,
+             const std::map<std::string, std::string>& metadata, index_t first_sample,
              index_t samples, index_t rows)
       : file_(path), dtype_(d.dtype), first_sample_(first_sample), rows_(rows) {
+    if (file_.metadata() != metadata)
+      throw Error(path.string() + " belongs to another store, or to another place in this one");
     for (const TensorData& expected :
          shard_tensors(d, samples, rows, file_.at("id_bytes").size())) {
       const TensorEntry& found = file_.at(expected.name);
