@@ -21,8 +21,8 @@ int main(int argc, char** argv) {
         store, {.model_type = "dflash",
                 .target_fingerprint = target_fingerprint(options.target_model_path)});
     if (dataset.size() == 0) throw Error(store.string() + " holds no samples");
-    const DraftConfig config = options.draft_config(dataset.description().layer_ids,
-                                                    dataset.description().block_size);
+    const DraftConfig config =
+        options.draft_config(dataset.description().layer_ids, dataset.description().block_size);
     const BlockOptions block_options = options.blocks(config);
     const LossOptions loss_options = options.loss_options();
     const Schedule rate = options.schedule(dataset.size());
@@ -40,7 +40,8 @@ int main(int argc, char** argv) {
     AdamW optimizer(backend, weights.flat(), weights.slots(), options.adamw());
     SampleOrder order(dataset.size(), options.seed);
     const CheckpointFolders checkpoints(options.output_dir, options.max_checkpoints);
-    const index_t first = examples::resumed_step(options, checkpoints, optimizer, weights, contract);
+    const index_t first =
+        examples::resumed_step(options, checkpoints, optimizer, weights, contract);
     examples::Reporter report(options, rate, first);
 
     for (index_t step = first; step < rate.total; ++step) {
@@ -49,9 +50,9 @@ int main(int argc, char** argv) {
       for (index_t micro = 0; micro < options.accumulation_steps; ++micro) {
         std::vector<Sample> samples;
         std::vector<Blocks> blocks;
-        const Range own = replica_positions(step, micro, options.batch_size,
-                                            options.accumulation_steps, group.replicas(),
-                                            group.replica());
+        const Range own =
+            replica_positions(step, micro, options.batch_size, options.accumulation_steps,
+                              group.replicas(), group.replica());
         for (index_t position = own.begin; position < own.end; ++position) {
           samples.push_back(dataset[order.sample(position)]);
           blocks.push_back(sample_blocks(samples.back(), block_options, options.seed,
@@ -63,19 +64,18 @@ int main(int argc, char** argv) {
         model.forward(weights, target.embedding(), batch, saved);
         Tensor<CpuBackend<float>, float, 2> doutput(backend,
                                                     {batch.tokens.size(), config.shape.hidden});
-        loss += draft_loss(backend, target.lm_head(), saved.output.view(), batch.labels,
-                           batch.weights, config.block_size, batch.samples, loss_options,
-                           doutput.view());
+        loss +=
+            draft_loss(backend, target.lm_head(), saved.output.view(), batch.labels, batch.weights,
+                       config.block_size, batch.samples, loss_options, doutput.view());
         model.backward(weights, batch, saved, doutput.view(), gradients);
       }
       const double norm =
           optimizer.step(weights.flat(), gradients.flat(), rate(step), loss.denominator);
       report.step(step, order.epoch((step + 1) * options.step_samples() - 1), loss, norm);
       if (options.saves_after(step, rate.total))
-        report.saved(save_checkpoint(checkpoints, step + 1, optimizer, weights.flat(),
-                                     config.to_json("float32"),
-                                     {{"step", step + 1}, {"options", contract}},
-                                     export_dtype_named(options.export_dtype)));
+        report.saved(save_checkpoint(
+            checkpoints, step + 1, optimizer, weights.flat(), config.to_json("float32"),
+            {{"step", step + 1}, {"options", contract}}, export_dtype_named(options.export_dtype)));
     }
     report.finish();
     return 0;

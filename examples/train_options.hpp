@@ -107,8 +107,7 @@ struct TrainOptions {
       if (draft.target_layer_ids != layer_ids)
         throw dflash::Error(draft_config_path.string() + ": target_layer_ids is " +
                             nlohmann::json(draft.target_layer_ids).dump() +
-                            ", but the features are of layers " +
-                            nlohmann::json(layer_ids).dump());
+                            ", but the features are of layers " + nlohmann::json(layer_ids).dump());
     }
     if (draft.block_size < 2) throw dflash::Error("--block-size must be at least 2");
     const auto hidden = dflash::required<index_t>(target, "hidden_size", target_file);
