@@ -1,0 +1,83 @@
+#include "dflash/data/batch.hpp"
+
+#include <doctest/doctest.h>
+
+#include <numeric>
+
+#include "dflash/cpu.hpp"
+#include "dflash/data/memory_sample.hpp"
+
+using namespace dflash;
+using Cpu = CpuBackend<float>;
+
+namespace {
+
+/// Fails when rows are read that nobody may need, and remembers what was read.
+class WatchedFeatures final : public FeatureRows {
+ public:
+  WatchedFeatures(index_t rows, float first) : rows_(rows), first_(first) {}
+  index_t rows() const override { return rows_; }
+  index_t width() const override { return 2; }
+  void read(Range range, float* out) const override {
+    REQUIRE(range.begin >= 0);
+    REQUIRE(range.end <= rows_);
+    for (index_t row = range.begin; row < range.end; ++row) {
+      read_.push_back(row);
+      *out++ = first_ + float(row);
+      *out++ = -first_ - float(row);
+    }
+  }
+  mutable std::vector<index_t> read_;
+
+ private:
+  index_t rows_;
+  float first_;
+};
+
+MemorySample sample(const std::string& id, index_t length, float first) {
+  std::vector<std::int32_t> tokens(static_cast<std::size_t>(length));
+  std::iota(tokens.begin(), tokens.end(), 100);
+  return {{id, tokens, std::vector<std::uint8_t>(tokens.size(), 1)},
+          std::make_shared<WatchedFeatures>(length, first)};
+}
+
+template <class U>
+std::vector<U> host(const Tensor<Cpu, U, 1>& t) {
+  return {t.view().data, t.view().data + t.size()};
+}
+
+}  // namespace
+
+TEST_CASE("A batch packs samples without padding and reads only rows before the last anchor") {
+  Cpu cpu;
+  const MemorySample a = sample("a", 6, 0), b = sample("b", 9, 1000);
+  const std::vector<Sample> samples{a, b};
+  const std::vector<Blocks> blocks{blocks_at(a.text.tokens, a.text.loss_mask, {1, 3}, 2),
+                                   blocks_at(b.text.tokens, b.text.loss_mask, {4}, 2)};
+  const auto batch = shard(cpu, SequenceParallelGroup(SingleProcess{}), samples, blocks, 7);
+  CHECK(batch.context_total == 3 + 4);
+  CHECK(host(batch.context_position) == std::vector<index_t>{0, 1, 2, 0, 1, 2, 3});
+  CHECK(host(batch.block_position) == std::vector<index_t>{1, 2, 3, 4, 4, 5});
+  CHECK(host(batch.tokens) == std::vector<std::int32_t>{101, 7, 103, 7, 104, 7});
+  CHECK(host(batch.context_begin) == std::vector<index_t>{0, 0, 3});
+  CHECK(host(batch.context_end) == std::vector<index_t>{1, 3, 7});
+  CHECK(batch.labels == std::vector<std::int32_t>{101, 102, 103, 104, 104, 105});
+  CHECK(batch.features.view()(3, 0) == 1000);
+  CHECK(batch.features.view()(6, 1) == -1003);
+  for (const auto& memory : {a, b}) {
+    const auto& read = static_cast<const WatchedFeatures&>(*memory.features).read_;
+    CHECK(read.size() == (memory.text.id == "a" ? 3 : 4));
+  }
+}
+
+TEST_CASE("A batch may have samples without blocks, or no samples at all") {
+  Cpu cpu;
+  const MemorySample a = sample("a", 6, 0);
+  const std::vector<Sample> samples{a};
+  const std::vector<Blocks> blocks{blocks_at(a.text.tokens, a.text.loss_mask, {}, 2)};
+  const SequenceParallelGroup group(SingleProcess{});
+  const auto empty = shard(cpu, group, samples, blocks, 7);
+  CHECK(empty.blocks_total == 0);
+  CHECK(empty.samples == 1);
+  CHECK(shard<Cpu>(cpu, group, {}, {}, 7).tokens.size() == 0);
+}
