@@ -37,7 +37,8 @@ TEST_CASE("tensors of every type come back as they were written, aligned") {
       const TensorEntry& entry = file.at(tensor.name);
       CHECK(entry.dtype == tensor.dtype);
       CHECK(entry.shape == tensor.shape);
-      CHECK(std::memcmp(entry.data, tensor.data, std::size_t(entry.bytes())) == 0);
+      if (tensor.data != nullptr)
+        CHECK(std::memcmp(entry.data, tensor.data, std::size_t(entry.bytes())) == 0);
       CHECK(reinterpret_cast<std::uintptr_t>(entry.data) % std::uintptr_t(size_of(entry.dtype)) ==
             0);
     }
