@@ -44,9 +44,14 @@ void check_apart(const char* collective, In<T, 1> in, View<T, 1> out, bool same_
 }
 
 template <class T>
-void check_all_to_all(In<T, 1> in, Counts send, View<T, 1> out, Counts receive, int ranks) {
+void check_all_to_all(In<T, 1> in, Counts send, View<T, 1> out, Counts receive, int rank,
+                      int ranks) {
   check_counts("all_to_all", "send", send, ranks, in.size());
   check_counts("all_to_all", "receive", receive, ranks, out.size());
+  const index_t sent = send[std::size_t(rank)], expected = receive[std::size_t(rank)];
+  if (sent != expected)
+    throw Error("all_to_all: rank " + std::to_string(rank) + " sends " + std::to_string(sent) +
+                " elements to itself and expects " + std::to_string(expected));
   check_apart<T>("all_to_all", in, out);
 }
 

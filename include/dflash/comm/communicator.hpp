@@ -31,19 +31,20 @@ concept Communicator = std::movable<C> && std::default_initializable<C> &&
 /// copyable element, sums any arithmetic one; sums add the ranks' values in the order of the ranks.
 /// Counts are in elements, one per rank, zero allowed; Error if they do not fit the buffers or,
 /// where it shows, what other ranks say. Buffers never overlap, except as noted.
-template <class C, class B, class T = typename B::value_type>
+template <class C, class B, class T = typename B::value_type,
+          class A = typename B::accumulator_type>
 concept CommunicatorFor = Communicator<C> && Backend<B> &&
-    requires(C& comm, B& backend, In<T, 1> in, View<T, 1> out, std::span<const index_t> counts,
-             int root) {
+    requires(C& comm, B& backend, In<T, 1> in, View<T, 1> out, In<A, 1> parts, View<A, 1> total,
+             std::span<const index_t> counts, int root) {
   // Block p of in goes to rank p, block p of out comes from rank p: (in, counts, out, counts).
   comm.all_to_all(backend, in, counts, out, counts);
   // The same, done once wait() returns; until then in stays as it is and out is not looked at.
   // Ranks start and wait in the same order; other collectives may lie between. Destroyed without
   // wait(), it waits, or withdraws if an exception is passing.
   comm.start_all_to_all(backend, in, counts, out, counts).wait();
-  comm.all_reduce_sum(backend, out);  // out = sum over ranks, the same bits on every rank
-  // out = sum over ranks of part rank() of their in; out may be just that part of in.
-  comm.reduce_scatter_sum(backend, in, counts, out);
+  comm.all_reduce_sum(backend, total);  // total = sum over ranks, the same bits on every rank
+  // total = sum over ranks of part rank() of their parts; may be just that part of parts.
+  comm.reduce_scatter_sum(backend, parts, counts, total);
   comm.all_gather(backend, in, counts, out);  // out = all in; in may be part rank() of out
   comm.broadcast(backend, out, root);         // out = the root's
 };
@@ -74,10 +75,7 @@ class SingleProcess {
   template <Backend B, class T>
   void all_to_all(B& backend, In<T, 1> in, std::span<const index_t> send_counts, View<T, 1> out,
                   std::span<const index_t> receive_counts) {
-    detail::check_all_to_all<T>(in, send_counts, out, receive_counts, 1);
-    if (in.size() != out.size())
-      throw Error("all_to_all: rank 0 sends " + std::to_string(in.size()) +
-                  " elements to rank 0, which expects " + std::to_string(out.size()));
+    detail::check_all_to_all<T>(in, send_counts, out, receive_counts, 0, 1);
     traffic_.all_to_all.add(0);
     backend.copy(in.data, out.data, in.size());
   }

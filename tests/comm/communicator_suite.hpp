@@ -1,0 +1,450 @@
+#pragma once
+
+#include <doctest/doctest.h>
+
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <numeric>
+#include <random>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "dflash/comm/communicator.hpp"
+#include "dflash/core/bfloat16.hpp"
+#include "dflash/cpu/backend.hpp"
+
+/// What every communicator must do. Each check is called by all ranks; every rank knows what every
+/// other one holds, so it can say alone what it must get.
+namespace communicator_suite {
+
+using dflash::index_t;
+using Counts = std::vector<index_t>;
+
+/// Element i of what a rank holds.
+template <class T>
+T value(int rank, index_t i, int salt = 0) {
+  std::uint64_t x = std::uint64_t(i) * 0x9e3779b97f4a7c15u +
+                    std::uint64_t(rank + 1) * 0xd1b54a32d192ed03u + std::uint64_t(salt);
+  x = (x ^ x >> 29) * 0xbf58476d1ce4e5b9u;
+  x ^= x >> 32;
+  if constexpr (std::is_floating_point_v<T>) {
+    return T(double(std::int64_t(x)) * 0x1p-63 * std::exp2(double(x % 16)));
+  } else if constexpr (std::is_integral_v<T>) {
+    return T(x % 100000);
+  } else {
+    return std::bit_cast<T>(std::uint16_t(x));
+  }
+}
+
+template <class T>
+std::vector<T> values(int rank, index_t n, int salt = 0) {
+  std::vector<T> all;
+  for (index_t i = 0; i < n; ++i) all.push_back(value<T>(rank, i, salt));
+  return all;
+}
+
+template <class T>
+bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
+  return a.size() == b.size() &&
+         (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
+}
+
+template <class T>
+dflash::View<T, 1> view(std::vector<T>& v) {
+  return {v.data(), {index_t(v.size())}};
+}
+template <class T>
+dflash::View<const T, 1> view(const std::vector<T>& v) {
+  return {v.data(), {index_t(v.size())}};
+}
+
+inline index_t sum(const Counts& counts) {
+  return std::accumulate(counts.begin(), counts.end(), index_t(0));
+}
+
+template <class T>
+std::vector<T> part(const std::vector<T>& all, const Counts& counts, int p) {
+  const auto begin = all.begin() + std::accumulate(counts.begin(), counts.begin() + p, index_t(0));
+  return {begin, begin + counts[std::size_t(p)]};
+}
+
+/// What the sum over `ranks` ranks of n elements must be, added in the order of the ranks.
+template <class T>
+std::vector<T> sum_of_ranks(int ranks, index_t n, int salt) {
+  auto total = values<T>(0, n, salt);
+  for (int r = 1; r < ranks; ++r)
+    for (index_t i = 0; i < n; ++i)
+      total[std::size_t(i)] = T(total[std::size_t(i)] + value<T>(r, i, salt));
+  return total;
+}
+
+/// How many elements one rank sends to another in a round.
+struct Pattern {
+  int round;
+
+  index_t operator()(int from, int to) const {
+    switch (round) {
+      case 0:
+        return 3;  // even
+      case 1:
+        return (from * 7 + to * 3 + 5) % 6;  // uneven, some zero
+      case 2:
+        return from == 1 && to == 0 ? 9 : 0;  // one sends, all others are silent
+      case 3:
+        return 0;
+      default:
+        return 500 * (to + 1) + 37 * from;
+    }
+  }
+  Counts sent(int from, int ranks) const {
+    Counts counts;
+    for (int to = 0; to < ranks; ++to) counts.push_back((*this)(from, to));
+    return counts;
+  }
+  Counts received(int to, int ranks) const {
+    Counts counts;
+    for (int from = 0; from < ranks; ++from) counts.push_back((*this)(from, to));
+    return counts;
+  }
+};
+constexpr int patterns = 5;
+
+/// One all-to-all of a pattern: its buffers and what must come out.
+template <class T>
+struct Exchange {
+  Exchange(int rank, int ranks, Pattern pattern, int salt)
+      : send(pattern.sent(rank, ranks)),
+        receive(pattern.received(rank, ranks)),
+        in(values<T>(rank, sum(send), salt)),
+        out(values<T>(99, sum(receive))) {
+    for (int from = 0; from < ranks; ++from) {
+      const Counts theirs = pattern.sent(from, ranks);
+      const auto block = part(values<T>(from, sum(theirs), salt), theirs, rank);
+      expected.insert(expected.end(), block.begin(), block.end());
+    }
+  }
+  bool right() const { return same_bits(out, expected); }
+
+  Counts send, receive;
+  std::vector<T> in, out, expected;
+};
+
+template <class T, class C>
+void check_moves(C& comm) {
+  dflash::CpuBackend<float> backend;
+  const int rank = comm.rank(), ranks = comm.size();
+  CAPTURE(rank);
+  CAPTURE(ranks);
+  for (int round = 0; round < patterns; ++round) {
+    CAPTURE(round);
+    Exchange<T> exchange(rank, ranks, {round}, round);
+    const auto before = exchange.in;
+    comm.all_to_all(backend, view(exchange.in), exchange.send, view(exchange.out),
+                    exchange.receive);
+    CHECK(exchange.right());
+    CHECK(same_bits(exchange.in, before));
+
+    const Counts counts = Pattern{round}.sent(1, ranks);  // the same on every rank
+    std::vector<T> whole;
+    for (int r = 0; r < ranks; ++r) {
+      const auto theirs = values<T>(r, counts[std::size_t(r)], round);
+      whole.insert(whole.end(), theirs.begin(), theirs.end());
+    }
+    const auto own = values<T>(rank, counts[std::size_t(rank)], round);
+    auto out = values<T>(99, sum(counts));
+    comm.all_gather(backend, view(own), counts, view(out));
+    CHECK(same_bits(out, whole));
+
+    out = values<T>(99, sum(counts));
+    const index_t begin = std::accumulate(counts.begin(), counts.begin() + rank, index_t(0));
+    std::copy(own.begin(), own.end(), out.begin() + begin);
+    comm.all_gather(backend, view(out).rows({begin, begin + index_t(own.size())}), counts,
+                    view(out));
+    CHECK(same_bits(out, whole));
+
+    for (int root = 0; root < ranks; ++root) {
+      const index_t n = 400 * round;
+      auto data = values<T>(rank, n, root);
+      comm.broadcast(backend, view(data), root);
+      CHECK(same_bits(data, values<T>(root, n, root)));
+    }
+  }
+}
+
+template <class T, class C>
+void check_sums(C& comm) {
+  dflash::CpuBackend<float> backend;
+  const int rank = comm.rank(), ranks = comm.size();
+  CAPTURE(rank);
+  CAPTURE(ranks);
+  for (const index_t n : {0, 1, 2, 5, 1000, 20011}) {
+    CAPTURE(n);
+    auto data = values<T>(rank, n, 1);
+    comm.all_reduce_sum(backend, view(data));
+    CHECK(same_bits(data, sum_of_ranks<T>(ranks, n, 1)));
+  }
+  for (int round = 0; round < patterns; ++round) {
+    CAPTURE(round);
+    const Counts counts = Pattern{round}.sent(1, ranks);
+    const auto expected = part(sum_of_ranks<T>(ranks, sum(counts), 2), counts, rank);
+    auto in = values<T>(rank, sum(counts), 2);
+    auto out = values<T>(99, counts[std::size_t(rank)]);
+    comm.reduce_scatter_sum(backend, view(in), counts, view(out));
+    CHECK(same_bits(out, expected));
+    CHECK(same_bits(in, values<T>(rank, sum(counts), 2)));
+
+    const index_t begin = std::accumulate(counts.begin(), counts.begin() + rank, index_t(0));
+    comm.reduce_scatter_sum(backend, view(in), counts,
+                            view(in).rows({begin, begin + index_t(out.size())}));
+    CHECK(same_bits(part(in, counts, rank), expected));
+  }
+}
+
+template <class C>
+void check_started_exchanges(C& comm) {
+  dflash::CpuBackend<float> backend;
+  const int rank = comm.rank(), ranks = comm.size();
+  CAPTURE(rank);
+  CAPTURE(ranks);
+  const auto start = [&](auto& exchange) {
+    // The counts may go before the exchange is done, the buffers may not.
+    const Counts send = exchange.send, receive = exchange.receive;
+    return comm.start_all_to_all(backend, view(exchange.in), send, view(exchange.out), receive);
+  };
+  Exchange<float> first(rank, ranks, {4}, 1);
+  Exchange<double> second(rank, ranks, {1}, 2);
+  Exchange<std::uint8_t> third(rank, ranks, {0}, 3);
+  {
+    auto a = start(first);
+    auto b = start(second);
+    auto data = values<double>(rank, 77, 4);
+    comm.all_reduce_sum(backend, view(data));  // in between
+    CHECK(same_bits(data, sum_of_ranks<double>(ranks, 77, 4)));
+    [[maybe_unused]] const auto c = start(third);
+    b.wait();
+    CHECK(second.right());
+    auto moved = std::move(a);
+    moved.wait();
+    moved.wait();  // nothing more to wait for
+    CHECK(first.right());
+  }
+  CHECK(third.right());  // c waited when it went
+
+  using Pending = decltype(start(first));
+  std::vector<Pending> pending;
+  std::vector<Exchange<std::int32_t>> many;
+  for (int i = 0; i < 12; ++i) many.emplace_back(rank, ranks, Pattern{i % patterns}, i);
+  for (auto& exchange : many) pending.push_back(start(exchange));
+  comm.barrier();
+  for (auto& p : pending) p.wait();
+  for (const auto& exchange : many) CHECK(exchange.right());
+}
+
+template <class C>
+void check_split(C& comm) {
+  dflash::CpuBackend<float> backend;
+  const int rank = comm.rank(), ranks = comm.size();
+  CAPTURE(rank);
+  CAPTURE(ranks);
+  const auto sum_over = [&](C& part) {
+    std::vector<std::int64_t> data(3, std::int64_t(1) << rank);
+    part.all_reduce_sum(backend, view(data));
+    return data[0];
+  };
+  C by_parity = comm.split(rank % 2);
+  CHECK(by_parity.size() == (ranks + 1 - rank % 2) / 2);
+  CHECK(by_parity.rank() == rank / 2);
+  std::int64_t expected = 0;
+  for (int r = rank % 2; r < ranks; r += 2) expected += std::int64_t(1) << r;
+  CHECK(sum_over(by_parity) == expected);
+
+  C alone = comm.split(rank);
+  CHECK(alone.size() == 1);
+  CHECK(sum_over(alone) == std::int64_t(1) << rank);
+  C again = comm.split(7);
+  CHECK(again.rank() == rank);
+  C pairs = by_parity.split(by_parity.rank() / 2);
+  CHECK(pairs.rank() == rank / 2 % 2);
+  if (rank % 2 == 0) sum_over(by_parity);  // groups need not do the same
+  pairs.barrier();
+  CHECK(sum_over(again) == (std::int64_t(1) << ranks) - 1);
+  CHECK(sum_over(comm) == (std::int64_t(1) << ranks) - 1);
+  CHECK_THROWS_WITH_AS(comm.split(-1), "split: color -1 is negative", dflash::Error);
+}
+
+template <class C>
+void check_traffic(C& comm) {
+  dflash::CpuBackend<float> backend;
+  const int rank = comm.rank(), ranks = comm.size();
+  CAPTURE(rank);
+  CAPTURE(ranks);
+  const dflash::Traffic before = comm.traffic();
+  dflash::Traffic expected;
+  const index_t others = ranks - 1;
+
+  Exchange<float> a(rank, ranks, {1}, 0);
+  comm.all_to_all(backend, view(a.in), a.send, view(a.out), a.receive);
+  comm.start_all_to_all(backend, view(a.in), a.send, view(a.out), a.receive).wait();
+  expected.all_to_all = {2, 2 * 4 * (sum(a.send) - a.send[std::size_t(rank)])};
+
+  std::vector<double> data(101);
+  comm.all_reduce_sum(backend, view(data));
+  const index_t slice = 101 / ranks + (rank < 101 % ranks ? 1 : 0);
+  expected.all_reduce_sum = {1, 8 * (101 - slice + slice * others)};
+
+  const Counts counts = Pattern{4}.sent(0, ranks);
+  const index_t own = counts[std::size_t(rank)];
+  std::vector<std::int32_t> whole(std::size_t(sum(counts))), mine(std::size_t(own), 0);
+  comm.reduce_scatter_sum(backend, view(whole), counts, view(mine));
+  expected.reduce_scatter_sum = {1, 4 * (sum(counts) - own)};
+  comm.all_gather(backend, view(mine), counts, view(whole));
+  expected.all_gather = {1, 4 * own * others};
+  std::vector<dflash::bfloat16> halves(11);
+  for (int root = 0; root < ranks; ++root) comm.broadcast(backend, view(halves), root);
+  expected.broadcast = {ranks, 2 * 11 * others};
+
+  comm.barrier();
+  C part = comm.split(rank % 2);
+  CHECK(part.traffic() == dflash::Traffic{});
+  const dflash::Traffic difference = comm.traffic() - before;
+  CHECK(difference == expected);
+  CHECK(difference.total().calls == 5 + ranks);
+}
+
+/// Arguments that are wrong on every rank: an error on each, and all goes on.
+template <class C>
+void check_arguments(C& comm) {
+  using dflash::Error;
+  dflash::CpuBackend<float> backend;
+  const int rank = comm.rank(), ranks = comm.size();
+  const auto p = std::size_t(ranks);
+  std::vector<float> in(2 * p, 1.0f), out(2 * p, 0.0f);
+  const Counts two(p, 2), three(p, 3), many(p + 1, 2);
+  Counts negative = two;
+  negative[0] = -2;
+  const std::string n = std::to_string(ranks), n2 = std::to_string(2 * ranks);
+  const auto text = [](auto&& call) -> std::string {
+    try {
+      call();
+    } catch (const Error& error) {
+      return error.what();
+    }
+    return "no error";
+  };
+  const auto exchange = [&](const Counts& send, const Counts& receive) {
+    return text([&] { comm.all_to_all(backend, view(in), send, view(out), receive); });
+  };
+  CHECK(exchange(many, two) ==
+        "all_to_all: " + std::to_string(ranks + 1) + " send counts for " + n + " ranks");
+  CHECK(exchange(two, {}) == "all_to_all: 0 receive counts for " + n + " ranks");
+  CHECK(exchange(negative, two) == "all_to_all: the send count of rank 0 is -2");
+  CHECK(exchange(two, three) == "all_to_all: the receive counts add up to " +
+                                    std::to_string(3 * ranks) + ", the buffer holds " + n2 +
+                                    " elements");
+  CHECK(text([&] { comm.all_to_all(backend, view(out), two, view(out), two); }) ==
+        "all_to_all: in and out overlap");
+  CHECK(text([&] { comm.start_all_to_all(backend, view(in), three, view(out), two); }) ==
+        "all_to_all: the send counts add up to " + std::to_string(3 * ranks) +
+            ", the buffer holds " + n2 + " elements");
+  CHECK(text([&] { comm.all_gather(backend, view(in), two, view(out)); }) ==
+        (ranks == 1 ? "no error"
+                    : "all_gather: the count of rank " + std::to_string(rank) +
+                          " is 2, its buffer holds " + n2 + " elements"));
+  CHECK(text([&] { comm.reduce_scatter_sum(backend, view(in), three, view(out)); }) ==
+        "reduce_scatter_sum: the part counts add up to " + std::to_string(3 * ranks) +
+            ", the buffer holds " + n2 + " elements");
+  if (ranks > 1) {
+    const index_t elsewhere = rank == 0 ? 1 : 0;
+    CHECK(text([&] {
+            comm.reduce_scatter_sum(backend, view(in), two,
+                                    view(in).rows({elsewhere, elsewhere + 2}));
+          }) == "reduce_scatter_sum: in and out overlap");
+    CHECK(text([&] {
+            comm.all_gather(backend, view(out).rows({elsewhere, elsewhere + 2}), two, view(out));
+          }) == "all_gather: in and out overlap");
+  }
+  CHECK(text([&] { comm.broadcast(backend, view(out), ranks); }) ==
+        "broadcast: root " + n + " is none of " + n + " ranks");
+  CHECK(text([&] { comm.broadcast(backend, view(out), -1); }) ==
+        "broadcast: root -1 is none of " + n + " ranks");
+  comm.all_to_all(backend, view(in), two, view(out), two);
+  CHECK(out == in);
+}
+
+/// Any order of any collectives, the same on all ranks.
+template <class C>
+void check_random_mix(C& comm, int collectives, unsigned seed) {
+  dflash::CpuBackend<float> backend;
+  const int rank = comm.rank(), ranks = comm.size();
+  CAPTURE(rank);
+  CAPTURE(seed);
+  std::mt19937 random(seed);  // the same on every rank
+  C half = comm.split(rank < ranks / 2 ? 0 : 1);
+  bool right = true;
+  for (int i = 0; i < collectives; ++i) {
+    const int kind = int(random() % 6), salt = int(random() % 1000);
+    const int round = int(random() % patterns), root = int(random() % unsigned(ranks));
+    const index_t n = index_t(random() % 3000);
+    if (kind == 0) {
+      Exchange<double> exchange(rank, ranks, {round}, salt);
+      comm.all_to_all(backend, view(exchange.in), exchange.send, view(exchange.out),
+                      exchange.receive);
+      right = right && exchange.right();
+    } else if (kind == 1) {
+      auto data = values<float>(rank, n, salt);
+      comm.all_reduce_sum(backend, view(data));
+      right = right && same_bits(data, sum_of_ranks<float>(ranks, n, salt));
+    } else if (kind == 2) {
+      auto data = values<float>(rank, n, salt);
+      comm.broadcast(backend, view(data), root);
+      right = right && same_bits(data, values<float>(root, n, salt));
+    } else if (kind == 3) {
+      auto data = values<std::int64_t>(half.rank(), n, salt);
+      half.all_reduce_sum(backend, view(data));
+      right = right && same_bits(data, sum_of_ranks<std::int64_t>(half.size(), n, salt));
+    } else if (kind == 4) {
+      comm.barrier();
+    } else {
+      Exchange<float> outer(rank, ranks, {round}, salt);
+      Exchange<float> inner(half.rank(), half.size(), {4}, salt);
+      auto pending = comm.start_all_to_all(backend, view(outer.in), outer.send, view(outer.out),
+                                           outer.receive);
+      half.all_to_all(backend, view(inner.in), inner.send, view(inner.out), inner.receive);
+      pending.wait();
+      right = right && inner.right() && outer.right();
+    }
+  }
+  CHECK(right);
+}
+
+/// Everything above. run(body) calls body(communicator) on every rank.
+template <class Run>
+void check_communicator(const Run& run) {
+  run([](auto comm) {
+    check_moves<float>(comm);
+    check_moves<double>(comm);
+    check_moves<std::int32_t>(comm);
+    check_moves<std::int64_t>(comm);
+    check_moves<std::uint8_t>(comm);
+    check_moves<dflash::bfloat16>(comm);
+  });
+  run([](auto comm) {
+    check_sums<float>(comm);
+    check_sums<double>(comm);
+    check_sums<std::int32_t>(comm);
+    check_sums<std::int64_t>(comm);
+    check_sums<std::uint8_t>(comm);
+  });
+  run([](auto comm) { check_started_exchanges(comm); });
+  run([](auto comm) { check_split(comm); });
+  run([](auto comm) { check_traffic(comm); });
+  run([](auto comm) { check_arguments(comm); });
+  run([](auto comm) {
+    for (unsigned seed = 1; seed <= 3; ++seed) check_random_mix(comm, 40, seed);
+  });
+}
+
+}  // namespace communicator_suite
