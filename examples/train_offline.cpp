@@ -43,6 +43,12 @@ int main(int argc, char** argv) {
     const index_t first =
         examples::resumed_step(options, checkpoints, optimizer, weights, contract);
     examples::Reporter report(options, rate, first);
+    const auto save = [&](index_t steps) {
+      report.saved(save_checkpoint(
+          checkpoints, steps, optimizer, weights.flat(), config.to_json("float32"),
+          {{"step", steps}, {"options", contract}}, export_dtype_named(options.export_dtype)));
+    };
+    if (options.save_initial && first == 0) save(0);
 
     for (index_t step = first; step < rate.total; ++step) {
       LossResult loss;
@@ -72,10 +78,7 @@ int main(int argc, char** argv) {
       const double norm =
           optimizer.step(weights.flat(), gradients.flat(), rate(step), loss.denominator);
       report.step(step, order.epoch((step + 1) * options.step_samples() - 1), loss, norm);
-      if (options.saves_after(step, rate.total))
-        report.saved(save_checkpoint(
-            checkpoints, step + 1, optimizer, weights.flat(), config.to_json("float32"),
-            {{"step", step + 1}, {"options", contract}}, export_dtype_named(options.export_dtype)));
+      if (options.saves_after(step, rate.total)) save(step + 1);
     }
     report.finish();
     return 0;

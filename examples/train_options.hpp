@@ -28,7 +28,7 @@ struct TrainOptions {
   index_t log_interval = 50, save_interval = 1000, max_checkpoints = 0;
   std::uint64_t seed = 42;
   int threads = 0;
-  bool resume = false;
+  bool resume = false, save_initial = false;
   dflash::TargetKeys keys;
 
   void add_to(CLI::App& app) {
@@ -86,8 +86,16 @@ struct TrainOptions {
     app.add_option("--seed", seed)->capture_default_str();
     app.add_option("--threads", threads, "0: one per core")->capture_default_str();
     app.add_flag("--resume", resume, "go on from the newest checkpoint in --output-dir, if any");
+    app.add_flag("--save-initial", save_initial, "a checkpoint before the first step as well");
     app.add_option("--embedding-key", keys.embedding)->capture_default_str();
     app.add_option("--lm-head-key", keys.lm_head)->capture_default_str();
+  }
+
+  /// The layers that an online trainer captures: the draft config's, or as many as it has layers.
+  std::vector<index_t> layer_ids(index_t target_layers) const {
+    return draft_config_path.empty()
+               ? dflash::default_target_layer_ids(target_layers, num_draft_layers)
+               : dflash::DraftConfig::read(draft_config_path).target_layer_ids;
   }
 
   /// The draft that is trained, on features of the given layers.

@@ -1,7 +1,5 @@
 #pragma once
 
-#include <unistd.h>
-
 #include <iostream>
 
 #include "train_options.hpp"
@@ -42,7 +40,7 @@ class Reporter {
   Reporter(const TrainOptions& options, const dflash::Schedule& rate, index_t first)
       : interval_(options.log_interval),
         rate_(rate),
-        progress_(std::cout, isatty(STDOUT_FILENO) != 0, rate.total, first),
+        progress_(std::cout, dflash::is_terminal(stdout), rate.total, first),
         log_(options.output_dir, first) {}
 
   void count_tokens(std::size_t n) { tokens_ += double(n); }

@@ -30,7 +30,7 @@ struct StoreDescription {
 
   // Known once all samples are planned.
   index_t samples = 0, rows = 0;
-  std::string data_fingerprint;  // of all ids, tokens and masks
+  std::string data_fingerprint = {};  // of all ids, tokens and masks
 
   index_t width() const { return index_t(layer_ids.size()) * hidden_size; }
   bool has_last_hidden() const { return model_type == "eagle3"; }

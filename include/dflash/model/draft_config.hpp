@@ -205,9 +205,9 @@ inline nlohmann::json DraftConfig::to_json(const std::string& dtype) const {
 
 /// Where a mask token may come from, in the order in which they are asked.
 struct MaskTokenSources {
-  std::optional<std::int32_t> given, draft_config, tokenizer_mask;
+  std::optional<std::int32_t> given = {}, draft_config = {}, tokenizer_mask = {};
   index_t tokenizer_size = 0;  // its first unused id, if the embedding has a row for it
-  std::optional<std::int32_t> pad, eos, unknown;
+  std::optional<std::int32_t> pad = {}, eos = {}, unknown = {};
   index_t vocabulary = 0;  // rows of the embedding
 };
 

@@ -60,7 +60,7 @@ inline std::string hex(char32_t c, int width) {
 }  // namespace detail
 
 /// A string as Python's repr writes it.
-inline std::string quoted(std::string_view text) {
+inline std::string python_quoted(std::string_view text) {
   const bool single = text.find('\'') == text.npos || text.find('"') != text.npos;
   const char quote = single ? '\'' : '"';
   std::string out(1, quote);
@@ -91,7 +91,7 @@ inline std::string repr(const Value& value, int depth = 0) {
   if (value.is_boolean()) return value.boolean() ? "True" : "False";
   if (value.is_integer()) return std::to_string(value.integer());
   if (value.is_real()) return real_text(value.real());
-  if (value.is_string()) return quoted(value.string());
+  if (value.is_string()) return python_quoted(value.string());
   if (value.is_list()) {
     std::string out = "[";
     for (const Value& item : value.list()) {
@@ -104,7 +104,7 @@ inline std::string repr(const Value& value, int depth = 0) {
     std::string out = "{";
     for (const auto& [key, item] : value.map()) {
       if (out.size() > 1) out += ", ";
-      out += quoted(key) + ": " + repr(item, depth + 1);
+      out += python_quoted(key) + ": " + repr(item, depth + 1);
     }
     return out + "}";
   }
