@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <string>
 #include <string_view>
@@ -42,8 +43,7 @@ class AddedTokenFinder {
     starts_[std::uint8_t(token.text.front())] = true;
   }
 
-  /// The stretches of valid UTF-8, in order, none empty except tokens whose text another token
-  /// already took.
+  /// The stretches of valid UTF-8, in order, none empty.
   std::vector<Stretch> split(std::string_view text) const {
     std::vector<Stretch> stretches;
     std::size_t done = 0;
@@ -58,16 +58,22 @@ class AddedTokenFinder {
       at = end;
       if (token.single_word && (ends_in_word(text.substr(0, begin)) || starts_word(text, end)))
         continue;
-      if (token.strip_left)
-        while (begin > done &&
-               is_white_space(code_point_at(text, code_point_before(text, begin)).value))
-          begin = code_point_before(text, begin);
+      if (token.strip_left) {
+        begin = std::max(begin, done);
+        while (begin > done) {
+          const std::size_t before = code_point_before(text, begin);
+          if (!is_white_space(code_point_at(text, before).value)) break;
+          begin = before;
+        }
+      }
       if (token.strip_right)
         while (end < text.size() && is_white_space(code_point_at(text, end).value))
           end += code_point_at(text, end).size;
       if (done < begin) stretches.push_back({done, begin, -1});
-      stretches.push_back({begin, end, token.id});
-      done = end;
+      if (begin < end) stretches.push_back({begin, end, token.id});
+      // If the token before took this one's text as white space, that may move back, as in the
+      // Hugging Face tokenizers: what is left of the white space counts again.
+      if (begin <= end) done = end;
     }
     if (done < text.size()) stretches.push_back({done, text.size(), -1});
     return stretches;

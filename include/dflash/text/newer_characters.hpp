@@ -64,11 +64,19 @@ inline constexpr StandIn stand_ins[] = {
 
 }  // namespace detail
 
+/// A character that Unicode 14 knows, of the same kind as `c`: mostly `c` itself.
+inline char32_t older_character(char32_t c) {
+  const auto* end = std::end(detail::stand_ins);
+  const auto* found = std::lower_bound(
+      std::begin(detail::stand_ins), end, c,
+      [](const detail::StandIn& entry, char32_t value) { return entry.last < value; });
+  return found != end && c >= found->first ? found->older : c;
+}
+
 /// The text as a regular expression engine with the tables of Unicode 14 should see it to find what
 /// one with those of Unicode 16 finds: same bytes, but newer characters replaced by older ones of
 /// their kind. Returns `text` itself where there are none; `storage` holds the copy otherwise.
 inline std::string_view with_older_characters(std::string_view text, std::string& storage) {
-  const auto* end = std::end(detail::stand_ins);
   bool copied = false;
   for (std::size_t at = 0; at < text.size();) {
     if (static_cast<unsigned char>(text[at]) < 0xE0) {  // the table begins with three-byte ones
@@ -76,15 +84,13 @@ inline std::string_view with_older_characters(std::string_view text, std::string
       continue;
     }
     const CodePoint c = code_point_at(text, at);
-    const auto* found = std::lower_bound(
-        std::begin(detail::stand_ins), end, c.value,
-        [](const detail::StandIn& entry, char32_t value) { return entry.last < value; });
-    if (found != end && c.value >= found->first) {
+    const char32_t older = older_character(c.value);
+    if (older != c.value) {
       if (!copied) storage = text;
       copied = true;
-      std::string older;
-      append_utf8(older, found->older);
-      storage.replace(at, c.size, older);
+      std::string bytes;
+      append_utf8(bytes, older);
+      storage.replace(at, c.size, bytes);
     }
     at += c.size;
   }

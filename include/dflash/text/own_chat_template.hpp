@@ -92,7 +92,10 @@ class ChatTemplateProbe {
     const std::string last = one.substr(one.find(words[1]) + words[1].size());
     const std::size_t after = two.find(words[1]) + words[1].size();
     const std::string inner = two.substr(after, two.find(words[2], after) - after);
-    for (const std::string& end : {last, without_eos(last)})
+    // A template may leave the end out of the last turn; then it mostly is the same as a user's.
+    const std::size_t user = two.find(words[0]) + words[0].size();
+    const std::string user_end = two.substr(user, two.find(probed_.assistant_header, user) - user);
+    for (const std::string& end : {last, without_eos(last), user_end})
       if (!end.empty() && inner.starts_with(end)) return end;
     const auto a = tokenizer_.encode(last), b = tokenizer_.encode(inner);
     const auto differ = std::mismatch(a.begin(), a.end(), b.begin(), b.end()).first;

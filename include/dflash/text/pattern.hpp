@@ -62,13 +62,14 @@ class Pattern {
     pcre2_jit_compile(code_.get(), PCRE2_JIT_COMPLETE);  // may be unavailable: then interpreted
   }
 
-  /// Calls visit(begin, end) for each match in valid UTF-8, from left to right.
+  /// Calls visit(begin, end) for each match in valid UTF-8, from left to right; no empty match
+  /// where the one before ends.
   template <class Visit>
   void for_each_match(std::string_view text, PatternScratch& scratch, Visit visit) const {
     const std::string_view seen = with_older_characters(text, scratch.older_);
     const auto subject = reinterpret_cast<PCRE2_SPTR>(seen.data());
     const std::size_t* bounds = pcre2_get_ovector_pointer(scratch.match_.get());
-    std::size_t at = 0;
+    std::size_t at = 0, last_end = std::size_t(-1);
     while (at <= seen.size()) {
       int found = pcre2_match(code_.get(), subject, seen.size(), at, PCRE2_NO_UTF_CHECK,
                               scratch.match_.get(), scratch.context_.get());
@@ -86,8 +87,8 @@ class Pattern {
       const std::size_t begin = bounds[0], end = bounds[1];
       if (end < begin)
         throw Error("a tokenizer's regular expression ends a match before it begins");
-      visit(begin, end);
-      at = end;
+      if (begin < end || begin != last_end) visit(begin, end);
+      at = last_end = end;
       if (begin == end) at += at < seen.size() ? code_point_at(seen, at).size : 1;
     }
   }

@@ -66,16 +66,17 @@ class PreTokenizer {
     std::vector<Part> parts;
     std::size_t done = 0;
     const auto add = [&](std::size_t begin, std::size_t end, bool is_match) {
-      if (begin < end) parts.push_back({begin, end, is_match != step.invert});
+      parts.push_back({begin, end, is_match != step.invert});
     };
     step.pattern->for_each_match(piece.text, scratch, [&](std::size_t begin, std::size_t end) {
       if (done < begin) add(done, begin, false);
       add(begin, end, true);
       done = end;
     });
-    add(done, piece.text.size(), false);
+    if (done < piece.text.size()) add(done, piece.text.size(), false);
     if (step.behavior != SplitBehavior::isolated) join(step.behavior, parts);
     for (const Part& part : parts) {
+      if (part.begin == part.end) continue;
       const std::size_t begin = part.begin - (piece.has_space && part.begin > 0 ? 1 : 0);
       out.push_back({piece.text.substr(part.begin, part.end - part.begin), piece.begin + begin,
                      piece.has_space && part.begin == 0});

@@ -8,6 +8,7 @@
 #include <string_view>
 
 #include "dflash/core/error.hpp"
+#include "dflash/text/newer_characters.hpp"
 #include "dflash/text/utf8.hpp"
 
 namespace dflash {
@@ -31,6 +32,7 @@ inline bool is_decimal_digit(char32_t c) {
 /// A part of a word as Unicode's regular expressions (UTS 18) mean it: letters, marks, digits,
 /// letter-like numbers and symbols, connectors, joiners.
 inline bool is_word_character(char32_t c) {
+  c = older_character(c);
   switch (utf8proc_category(utf8proc_int32_t(c))) {
     case UTF8PROC_CATEGORY_MN:
     case UTF8PROC_CATEGORY_MC:
