@@ -1,0 +1,75 @@
+#pragma once
+
+#include <algorithm>
+#include <bit>
+#include <concepts>
+#include <cstdint>
+
+#include "dflash/cpu/path.hpp"
+
+namespace dflash::detail {
+
+/// e^x within two units in the last place, for loops that the compiler turns into vectors: no
+/// branches, no calls. 0 below the normal numbers; NaN stays NaN.
+template <std::floating_point T>
+[[gnu::always_inline]] inline T exponential(T x) {
+  constexpr bool single = sizeof(T) == 4;
+  using Bits = std::conditional_t<single, std::int32_t, std::int64_t>;
+  constexpr int mantissa = single ? 23 : 52, bias = single ? 127 : 1023;
+  // Adding 1.5 * 2^mantissa rounds to a whole number and leaves it in the lowest bits, where limits
+  // can be compared as integers.
+  constexpr T shift = T(Bits(3) << (mantissa - 1));
+  constexpr Bits zero = std::bit_cast<Bits>(shift);
+  Bits n = std::bit_cast<Bits>(T(x * T(1.4426950408889634) + shift));
+  n = std::min(std::max(n, Bits(zero - bias)), Bits(zero + bias));
+  const T power = std::bit_cast<T>(n) - shift;
+  T r, p;
+  if constexpr (single) {
+    r = (x - power * 0.693359375f) - power * -2.12194440e-4f;
+    p = 1.98910805e-4f;
+    p = p * r + 1.393373072e-3f;
+    p = p * r + 8.333310845e-3f;
+    p = p * r + 4.16664642e-2f;
+    p = p * r + 0.1666666668f;
+    p = p * r + 0.5f;
+  } else {
+    r = (x - power * 0.693145751953125) - power * 1.42860682030941723212e-6;
+    p = 2.09147553258932022e-9;
+    p = p * r + 2.51053127296221018e-8;
+    p = p * r + 2.75572734787185805e-7;
+    p = p * r + 2.75572551700008874e-6;
+    p = p * r + 2.48015873256774619e-5;
+    p = p * r + 1.98412698750022788e-4;
+    p = p * r + 1.38888888888837112e-3;
+    p = p * r + 8.33333333332608312e-3;
+    p = p * r + 4.16666666666666698e-2;
+    p = p * r + 0.16666666666666671;
+    p = p * r + 0.5;
+  }
+  const T scale = std::bit_cast<T>(Bits((n - zero + bias) << mantissa));
+  const T y = (p * (r * r) + r + T(1)) * scale;
+  return std::bit_cast<T>(Bits(std::bit_cast<Bits>(y) & -Bits(n > zero - bias)));
+}
+
+template <class F>
+[[gnu::noinline]] void run_portable(F& f) {
+  f();
+}
+
+#if defined(__x86_64__)
+template <class F>
+[[gnu::noinline, gnu::target("avx2,fma")]] void run_avx2(F& f) {
+  f();
+}
+#endif
+
+/// f(), compiled for the path's vectors if f is always_inline.
+template <class F>
+void on_path(CpuPath path, F f) {
+#if defined(__x86_64__)
+  if (path != CpuPath::portable) return run_avx2(f);
+#endif
+  run_portable(f);
+}
+
+}  // namespace dflash::detail
