@@ -50,7 +50,7 @@ inline Value filter_float(const Value& v, const Arguments& a) {
 }
 
 inline Value filter_abs(const Value& v, const Arguments&) {
-  return less(v, 0) ? arithmetic('-', 0, v) : v;
+  return arithmetic(less(v, 0) ? '-' : '+', 0, v);
 }
 
 inline Value filter_round(const Value& v, const Arguments& a) {
@@ -58,6 +58,7 @@ inline Value filter_round(const Value& v, const Arguments& a) {
   const double scale =
       std::pow(10.0, double(integer_of(a.get(0, "precision", 0), "the precision")));
   const Value method = a.get(1, "method", "common");
+  if (!v.is_real() && equal(method, "common")) return v.integer();
   const double x = v.real() * scale;
   return (equal(method, "ceil")    ? std::ceil(x)
           : equal(method, "floor") ? std::floor(x)

@@ -106,11 +106,11 @@ inline Value at_index(const Value& value, std::int64_t index) {
   return items_of(value)[std::size_t(index)];
 }
 
-/// value[start:stop:step]; none for what is left out.
+/// value[start:stop:step], with none for what is left out; undefined for what has no slices.
 inline Value slice(const Value& value, const Value& start, const Value& stop, const Value& step) {
   if (value.is_undefined()) fail(value.undefined());
   if (!value.is_list() && !value.is_string())
-    fail("a value of type " + type_name(value) + " cannot be sliced");
+    return Undefined{"a value of type " + type_name(value) + " cannot be sliced"};
   const List items = items_of(value);
   const auto size = std::int64_t(items.size());
   const std::int64_t by = step.is_none() ? 1 : integer_of(step, "the step of a slice");

@@ -15,8 +15,8 @@ inline Filter find_filter(std::string_view name);
 
 namespace detail {
 
-/// What "a.b.0" leads to from a value.
-inline Value follow(Value value, const Value& path) {
+/// What "a.b.0" leads to from a value; the fallback, if any, stands in for each missing part.
+inline Value follow(Value value, const Value& path, const Value* fallback = nullptr) {
   if (path.is_integer()) return item(value, path);
   for (const Value& part : split(string_of(path, "an attribute"), ".", -1, false)) {
     const std::string& name = part.string();
@@ -24,6 +24,7 @@ inline Value follow(Value value, const Value& path) {
     const auto read = std::from_chars(name.data(), name.data() + name.size(), index);
     const bool is_index = read.ec == std::errc() && read.ptr == name.data() + name.size();
     value = item(value, is_index ? Value(index) : part);
+    if (value.is_undefined() && fallback != nullptr) value = Value(*fallback);
   }
   return value;
 }
@@ -38,13 +39,11 @@ inline Arguments behind(const Arguments& a, std::size_t skipped) {
 
 inline Value filter_map(const Value& v, const Arguments& a) {
   List out;
+  if (!truth(v)) return out;
   if (a.positional.empty()) {
     const Value& path = a.need(0, "attribute");
     const Value* fallback = a.find(1, "default");
-    for (const Value& one : items_of(v)) {
-      Value found = follow(one, path);
-      out.push_back(found.is_undefined() && fallback != nullptr ? *fallback : found);
-    }
+    for (const Value& one : items_of(v)) out.push_back(follow(one, path, fallback));
   } else {
     const Filter filter = find_filter(string_of(a.positional[0], "the name of a filter"));
     const Arguments rest = behind(a, 1);
@@ -62,6 +61,7 @@ Value filter_select(const Value& v, const Arguments& a) {
                         : [](const Value& value, const Arguments&) { return truth(value); };
   const Arguments rest = behind(a, at + 1);
   List out;
+  if (!truth(v)) return out;
   for (const Value& one : items_of(v))
     if (test(by_attribute ? follow(one, a.need(0, "attribute")) : one, rest) == keep)
       out.push_back(one);
@@ -81,6 +81,7 @@ inline Value filter_sort(const Value& v, const Arguments& a) {
   std::vector<std::pair<Value, Value>> keyed;
   for (const Value& one : items_of(v)) keyed.emplace_back(sort_key(one, path, case_sensitive), one);
   std::stable_sort(keyed.begin(), keyed.end(), [&](const auto& x, const auto& y) {
+    if (equal(x.first, y.first)) return false;  // also what has no order
     return reverse ? less(y.first, x.first) : less(x.first, y.first);
   });
   List out;

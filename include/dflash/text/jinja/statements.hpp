@@ -122,14 +122,17 @@ struct For : Statement {
       items = std::move(kept);
     }
     const auto last_seen = std::make_shared<Value>(Undefined{});
+    bool completed = false;  // a turn reached its end: in Jinja that alone keeps `else` away
     for (std::size_t i = 0; i < items.size(); ++i) {
       frame.rendering.step();
       Frame turn = frame.inner();
       target.assign(items[i], turn);
       turn.scope->names.set("loop", loop_object(items, i, frame, depth, last_seen));
-      if (body.run(turn) == Flow::break_loop) break;
+      const Flow flow = body.run(turn);
+      if (flow == Flow::break_loop) break;
+      completed = completed || flow == Flow::next;
     }
-    if (items.empty()) {
+    if (!completed) {
       Frame inside = frame.inner();
       otherwise.run(inside);
     }

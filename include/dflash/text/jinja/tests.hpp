@@ -15,7 +15,7 @@ namespace detail {
 
 template <int wanted_remainder>
 bool parity(const Value& value, const Arguments&) {
-  return (integer_of(value, "the number") & 1) == wanted_remainder;
+  return equal(arithmetic('%', value, 2), wanted_remainder);
 }
 
 template <bool (*compare)(const Value&, const Value&)>
@@ -64,7 +64,7 @@ inline const std::unordered_map<std::string_view, Test>& tests() {
       {"odd", parity<1>},
       {"divisibleby",
        [](const Value& v, const Arguments& a) {
-         return integer_of(arithmetic('%', v, a.need(0, "num")), "the remainder") == 0;
+         return equal(arithmetic('%', v, a.need(0, "num")), 0);
        }},
       {"eq", comparison<test_equal>},
       {"equalto", comparison<test_equal>},
