@@ -93,3 +93,30 @@ TEST_CASE("elements are used in place only where type and alignment allow it") {
   CHECK(TensorEntry{DType::f32, {2}, bytes + 2}.in_place<float>() == nullptr);
   CHECK(TensorEntry{DType::i32, {2}, bytes}.in_place<float>() == nullptr);
 }
+
+TEST_CASE("a part of a tensor is those rows and columns, whatever lies around them") {
+  std::vector<float> values(6 * 5);
+  for (std::size_t i = 0; i < values.size(); ++i) values[i] = float(i);
+  values[4] = 1e30f;  // has no place in an int
+  const auto* data = reinterpret_cast<const std::byte*>(values.data());
+  const TensorEntry matrix{DType::f32, {6, 5}, data}, row{DType::f32, {30}, data};
+  const auto read = [](const TensorEntry& tensor, const TensorPart& part) {
+    std::vector<int> out(std::size_t(part.size()));
+    convert(tensor, part, out.data());
+    return out;
+  };
+  CHECK(read(matrix, {{1, 3}, {0, 5}}) == std::vector{5, 6, 7, 8, 9, 10, 11, 12, 13, 14});
+  CHECK(read(matrix, {{0, 6}, {3, 4}}) == std::vector{3, 8, 13, 18, 23, 28});
+  CHECK(read(matrix, {{2, 4}, {1, 3}}) == std::vector{11, 12, 16, 17});
+  CHECK(read(matrix, {{2, 2}, {1, 3}}).empty());
+  CHECK(read(matrix, {{2, 4}, {3, 3}}).empty());
+  CHECK(read(row, {{6, 9}}) == std::vector{6, 7, 8});
+  CHECK(error_of([&] { read(matrix, {{0, 2}, {3, 5}}); }).find("element 4 ") != std::string::npos);
+  for (const TensorPart& part :
+       {TensorPart{{-1, 2}, {0, 5}}, TensorPart{{5, 7}, {0, 5}}, TensorPart{{0, 6}, {2, 6}},
+        TensorPart{{3, 2}, {0, 5}}, TensorPart{{0, 6}, {-1, 2}}})
+    CHECK(!error_of([&] {
+             std::vector<int> out(64);
+             convert(matrix, part, out.data());
+           }).empty());
+}

@@ -32,6 +32,12 @@ TEST_CASE("weights come from one file or from the shards of an index") {
     CHECK_FALSE(weights.contains("c"));
     weights.read("b", {1}, &value);
     CHECK(value == 2);
+    weights.read("a", {1}, TensorPart{{0, 1}}, &value);
+    CHECK(value == 1);
+    CHECK(mentions(error_of([&] {
+                     weights.read("a", {2}, TensorPart{{0, 1}}, &value);
+                   }),
+                   "one.safetensors: tensor \"a\" has shape (1) where (2) is expected"));
     CHECK(error_of([&] {
             weights.read("b", {1, 1}, &value);
           }) == (folder / "two.safetensors").string() +

@@ -11,9 +11,9 @@ namespace dflash {
 
 /// Plain decoding: the target's most likely token, again and again. The new tokens; the last one is
 /// a stop token, or the answer is max_new_tokens long.
-template <Backend B>
-std::vector<std::int32_t> greedy(const TargetModel<B>& target, std::span<const std::int32_t> prompt,
-                                 index_t max_new_tokens,
+template <Backend B, Communicator C>
+std::vector<std::int32_t> greedy(const TargetModel<B, C>& target,
+                                 std::span<const std::int32_t> prompt, index_t max_new_tokens,
                                  std::span<const std::int32_t> stop_tokens) {
   B& backend = target.backend();
   KeyValueCache<B> cache = target.cache();

@@ -17,16 +17,17 @@
 
 namespace dflash {
 
-/// Copies a tensor that must have the given shape, converted to T. Error naming the file, the
-/// tensor and what differs.
-template <class T>
+/// Copies a tensor that must have the given shape, or what `part` says of it, converted to T. Error
+/// naming the file, the tensor and what differs.
+template <class T, class... Part>
 void read_tensor(const std::filesystem::path& path, std::string_view name,
-                 const TensorEntry& tensor, const std::vector<index_t>& shape, T* out) {
+                 const TensorEntry& tensor, const std::vector<index_t>& shape, T* out,
+                 const Part&... part) {
   if (tensor.shape != shape)
     throw Error(path.string() + ": tensor " + in_quotes(name) + " has shape " +
                 to_string(tensor.shape) + " where " + to_string(shape) + " is expected");
   try {
-    convert(tensor, out);
+    convert(tensor, part..., out);
   } catch (const Error& error) {
     throw Error(path.string() + ": tensor " + in_quotes(name) + ": " + error.what());
   }
@@ -69,6 +70,12 @@ class SafetensorsFile {
   template <class T>
   void read(std::string_view name, const std::vector<index_t>& shape, T* out) const {
     read_tensor(path(), name, at(name), shape, out);
+  }
+  /// A part of such a tensor; the pages of the rest are not read.
+  template <class T>
+  void read(std::string_view name, const std::vector<index_t>& shape, const TensorPart& part,
+            T* out) const {
+    read_tensor(path(), name, at(name), shape, out, part);
   }
 
  private:

@@ -82,32 +82,65 @@ bool convert_element(From from, To& to) {
 
 }  // namespace detail
 
-/// Converts all elements, of any type, to T: a floating-point or integer type. `out` holds size().
-/// Error if a value has no place in T.
+/// Converts elements [begin, end) of any type to T: a floating-point or integer type.
+/// Error if a value has no place in T.                      out (end - begin)
 template <class T>
-void convert(const TensorEntry& tensor, T* out) {
-  const index_t n = tensor.size();
-  if (n == 0) return;
+void convert(const TensorEntry& tensor, Range elements, T* out) {
+  if (elements.size() == 0) return;
   with_type(tensor.dtype, [&]<class From>(std::type_identity<From>) {
+    const std::byte* const from = tensor.data + elements.begin * index_t(sizeof(From));
     if constexpr (std::is_same_v<From, T>) {
-      std::memcpy(out, tensor.data, std::size_t(n) * sizeof(T));
+      std::memcpy(out, from, std::size_t(elements.size()) * sizeof(T));
     } else {
-      for (index_t i = 0; i < n; ++i) {
+      for (index_t i = 0; i < elements.size(); ++i) {
         // A boolean is read as a byte: a file may hold values that are no bool.
         using Stored = std::conditional_t<std::is_same_v<From, bool>, std::uint8_t, From>;
         Stored stored;
-        std::memcpy(&stored, tensor.data + i * index_t(sizeof(From)), sizeof(From));
+        std::memcpy(&stored, from + i * index_t(sizeof(From)), sizeof(From));
         bool ok;
         if constexpr (std::is_same_v<From, bool>)
           ok = detail::convert_element(stored != 0, out[i]);
         else
           ok = detail::convert_element(stored, out[i]);
         if (!ok)
-          throw Error("element " + std::to_string(i) + " (" + std::string(name_of(tensor.dtype)) +
-                      ") has no place in " + std::string(name_of(dtype_of<T>())));
+          throw Error("element " + std::to_string(elements.begin + i) + " (" +
+                      std::string(name_of(tensor.dtype)) + ") has no place in " +
+                      std::string(name_of(dtype_of<T>())));
       }
     }
   });
+}
+
+/// Converts all elements.                                                       out (size)
+template <class T>
+void convert(const TensorEntry& tensor, T* out) {
+  convert(tensor, Range{0, tensor.size()}, out);
+}
+
+/// A part of a tensor: these rows, and of each these columns (a tensor with one dimension is one
+/// column).
+struct TensorPart {
+  Range rows, columns = {0, 1};
+
+  index_t size() const { return rows.size() * columns.size(); }
+};
+
+/// Converts a part of a tensor; nothing else of it is touched. The part lies inside.   out (size)
+template <class T>
+void convert(const TensorEntry& tensor, const TensorPart& part, T* out) {
+  const index_t rows = tensor.shape.empty() ? 1 : tensor.shape[0],
+                width = rows > 0 ? tensor.size() / rows : 0;
+  expects(0 <= part.rows.begin && part.rows.begin <= part.rows.end && part.rows.end <= rows &&
+              0 <= part.columns.begin && part.columns.begin <= part.columns.end &&
+              part.columns.end <= width,
+          "convert: the part does not lie in the tensor");
+  const index_t count = part.columns.size();
+  if (count == width) {
+    convert(tensor, Range{part.rows.begin * width, part.rows.end * width}, out);
+    return;
+  }
+  for (index_t row = part.rows.begin; row < part.rows.end; ++row, out += count)
+    convert(tensor, Range{row * width + part.columns.begin, row * width + part.columns.end}, out);
 }
 
 }  // namespace dflash

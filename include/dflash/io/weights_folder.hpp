@@ -46,6 +46,12 @@ class WeightsFolder {
   void read(std::string_view name, const std::vector<index_t>& shape, T* out) const {
     file_of(name).read(name, shape, out);
   }
+  /// The same of a part of it; the pages of the rest are not read.
+  template <class T>
+  void read(std::string_view name, const std::vector<index_t>& shape, const TensorPart& part,
+            T* out) const {
+    file_of(name).read(name, shape, part, out);
+  }
 
   /// The files themselves, by name.
   const std::map<std::string, SafetensorsFile>& files() const { return files_; }

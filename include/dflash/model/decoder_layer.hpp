@@ -6,8 +6,8 @@
 
 #include "dflash/core/attention_rule.hpp"
 #include "dflash/core/operations.hpp"
-#include "dflash/model/target_config.hpp"
-#include "dflash/model/weight_source.hpp"
+#include "dflash/model/parallel_linear.hpp"
+#include "dflash/model/target_cut.hpp"
 
 namespace dflash {
 
@@ -27,17 +27,24 @@ struct DecoderKeys {
 
 /// One decoder layer of a Qwen3, Qwen2 or Llama target, frozen:
 /// x += o attention(q, k, v of norm(x));  x += down (silu(gate) up of norm(x)).
-template <Backend B>
+/// Ranks of a group hold some heads and intermediate features each; two sums make x whole on all.
+template <Backend B, Communicator C = SingleProcess>
 class DecoderLayer {
  public:
   using T = typename B::value_type;
 
-  /// Loads layer `index`. Error naming the tensor that is missing or of another shape.
+  /// The wide activations are made of so many rows at a time: long packs need no more memory.
+  static constexpr index_t transform_rows = 1024;
+
+  /// Loads this rank's part of layer `index`. Error naming the tensor that is missing or of another
+  /// shape.
   template <WeightSource W>
-  DecoderLayer(B& backend, const W& weights, const TargetConfig& config, index_t index)
+  DecoderLayer(B& backend, TensorParallelGroup<C>& group, const W& weights,
+               const TargetConfig& config, index_t index)
       : backend_(&backend),
-        heads_(config.heads),
-        kv_heads_(config.kv_heads),
+        column_(backend, group),
+        row_(backend, group),
+        cut_(config, group.share()),
         head_dim_(config.head_dim),
         window_(config.windows[std::size_t(index)]),
         eps_(config.eps) {
@@ -47,52 +54,47 @@ class DecoderLayer {
     const auto norm = [&](const std::string& name, index_t size) {
       return load_tensor(backend, weights, name + ".weight", {size});
     };
-    const auto matrix = [&](const std::string& name, index_t rows, index_t columns, bool bias) {
-      Matrix m{
-          freeze(backend, load_tensor(backend, weights, name + ".weight", {rows, columns}).view()),
-          rows,
-          {}};
-      if (bias) m.bias = load_tensor(backend, weights, name + ".bias", {rows});
-      return m;
+    const auto matrix = [&](const std::string& name, const LinearShape& shape, Range rows,
+                            Range columns) {
+      return FrozenLinear<B>::load(backend, weights, name, shape, {rows, columns});
     };
+    const auto of_heads = [&](Range heads) {
+      return Range{heads.begin * head_dim_, heads.end * head_dim_};
+    };
+    const index_t q_size = config.heads * head_dim_, kv_size = config.kv_heads * head_dim_;
+    const Range all{0, hidden}, q = of_heads(cut_.heads), kv = of_heads(cut_.kv_heads);
     input_norm_ = norm(at + "input_layernorm", hidden);
     post_norm_ = norm(at + "post_attention_layernorm", hidden);
-    q_ = matrix(self + "q_proj", heads_ * head_dim_, hidden, config.qkv_bias);
-    k_ = matrix(self + "k_proj", kv_heads_ * head_dim_, hidden, config.qkv_bias);
-    v_ = matrix(self + "v_proj", kv_heads_ * head_dim_, hidden, config.qkv_bias);
-    o_ = matrix(self + "o_proj", hidden, heads_ * head_dim_, config.o_bias);
+    q_ = matrix(self + "q_proj", {q_size, hidden, config.qkv_bias}, q, all);
+    k_ = matrix(self + "k_proj", {kv_size, hidden, config.qkv_bias}, kv, all);
+    v_ = matrix(self + "v_proj", {kv_size, hidden, config.qkv_bias}, kv, all);
+    o_ = matrix(self + "o_proj", {hidden, q_size, config.o_bias}, all, q);
     if (config.head_norms) {
       q_norm_ = norm(self + "q_norm", head_dim_);
       k_norm_ = norm(self + "k_norm", head_dim_);
     }
-    gate_ = matrix(mlp + "gate_proj", inner, hidden, config.mlp_bias);
-    up_ = matrix(mlp + "up_proj", inner, hidden, config.mlp_bias);
-    down_ = matrix(mlp + "down_proj", hidden, inner, config.mlp_bias);
+    gate_ = matrix(mlp + "gate_proj", {inner, hidden, config.mlp_bias}, cut_.intermediate, all);
+    up_ = matrix(mlp + "up_proj", {inner, hidden, config.mlp_bias}, cut_.intermediate, all);
+    down_ = matrix(mlp + "down_proj", {hidden, inner, config.mlp_bias}, all, cut_.intermediate);
   }
 
   /// x becomes the layer's output; the keys and values of its rows are written behind the earlier
   /// ones. A row's bits depend on the rows it sees alone.                                 x (n, H)
   void forward(Out<T, 2> x, const DecoderRows<T>& rows, const DecoderKeys<T>& keys) const {
     attend(x, rows, keys);
-    // The wide activations of few rows at a time: long packs need no more memory for them.
-    constexpr index_t step = 1024;
-    for (index_t begin = 0; begin < x.shape[0]; begin += step)
-      transform(x.rows({begin, std::min(begin + step, x.shape[0])}));
+    for (index_t begin = 0; begin < x.shape[0]; begin += transform_rows)
+      transform(x.rows({begin, std::min(begin + transform_rows, x.shape[0])}));
   }
 
  private:
   using Activations = Tensor<B, T, 2>;
-  struct Matrix {
-    typename B::FrozenMatrix weight;
-    index_t rows = 0;
-    Tensor<B, T, 1> bias;  // empty: none
-  };
+  using Matrix = FrozenLinear<B>;
 
   void attend(Out<T, 2> x, const DecoderRows<T>& at, const DecoderKeys<T>& keys) const {
     const index_t n = x.shape[0];
     const Range fresh{keys.first, keys.first + n};
     const View<T, 3> k = keys.k.rows(fresh), v = keys.v.rows(fresh);
-    Activations q(*backend_, {n, q_.rows}), attended(*backend_, {n, q_.rows});
+    Activations q(*backend_, {n, q_.outputs}), attended(*backend_, {n, q_.outputs});
     {
       const Activations normed = norm(x, input_norm_);
       multiply(normed.view(), q_, q.view());
@@ -102,8 +104,8 @@ class DecoderLayer {
     turn(as_heads(q.view(), head_dim_), q_norm_, at);
     turn(k, k_norm_, at);
     const AttentionRule rule{
-        {at.begin, at.end, 1, window_}, {heads_ / kv_heads_, 0}, 1 / std::sqrt(double(head_dim_))};
-    Tensor<B, typename B::accumulator_type, 2> lse(*backend_, {n, heads_});
+        {at.begin, at.end, 1, window_}, cut_.groups, 1 / std::sqrt(double(head_dim_))};
+    Tensor<B, typename B::accumulator_type, 2> lse(*backend_, {n, cut_.heads.size()});
     attention(*backend_, as_heads(View<const T, 2>(q.view()), head_dim_),
               KeyValue<const T>{keys.k, keys.v, k, v}, rule, as_heads(attended.view(), head_dim_),
               lse.view());
@@ -111,7 +113,8 @@ class DecoderLayer {
   }
 
   void transform(Out<T, 2> x) const {
-    Activations gate(*backend_, {x.shape[0], gate_.rows}), up(*backend_, {x.shape[0], up_.rows});
+    Activations gate(*backend_, {x.shape[0], gate_.outputs}),
+        up(*backend_, {x.shape[0], up_.outputs});
     {
       const Activations normed = norm(x, post_norm_);
       multiply(normed.view(), gate_, gate.view());
@@ -132,13 +135,12 @@ class DecoderLayer {
     rms_norm(*backend_, x, scale.view(), A(eps_), y, rstd.view());
   }
   void multiply(In<T, 2> x, const Matrix& m, Out<T, 2> y) const {
-    linear(*backend_, x, m.weight, y);
-    if (m.bias.size() > 0) add_rows(*backend_, m.bias.view(), y);
+    column_.forward(x, m.weight, m.bias.view(), y);
   }
-  /// y += x m^T. Ranks that hold some columns of m each would sum their products here.
+  /// y += x m^T, summed over the ranks.
   void add_product(In<T, 2> x, const Matrix& m, Out<T, 2> y) const {
     Activations product(*backend_, {y.shape[0], y.shape[1]});
-    multiply(x, m, product.view());
+    row_.forward(x, m.weight, m.bias.view(), product.view());
     add(*backend_, product.view(), y);
   }
   /// Normalises each head, where the model does, and rotates it to its row's position.
@@ -150,8 +152,10 @@ class DecoderLayer {
   static View<T, 2> flat(View<T, 3> v) { return reshape<2>(v, {v.shape[0], v.stride()}); }
 
   B* backend_;
-  index_t heads_, kv_heads_, head_dim_;  // of those held here
-  index_t window_;
+  ColumnParallelLinear<B, C> column_;
+  RowParallelLinear<B, C> row_;
+  TargetCut cut_;
+  index_t head_dim_, window_;
   double eps_;
   Tensor<B, T, 1> input_norm_, post_norm_, q_norm_, k_norm_;  // the last two may be empty
   Matrix q_, k_, v_, o_, gate_, up_, down_;

@@ -5,9 +5,11 @@
 #include <string>
 #include <vector>
 
+#include "dflash/comm/share.hpp"
 #include "dflash/io/in_quotes.hpp"
 #include "dflash/io/json_file.hpp"
 #include "dflash/io/weights_folder.hpp"
+#include "dflash/model/vocabulary_parallel.hpp"
 #include "dflash/model/weight_source.hpp"
 
 namespace dflash {
@@ -18,6 +20,11 @@ struct TargetKeys {
   std::string lm_head = "lm_head.weight";
 };
 
+/// Which rows of a vocabulary's matrices a rank holds; by default all.
+struct VocabularyShares {
+  Share embedding, lm_head;
+};
+
 /// The frozen ends of a target that its draft shares: token embedding and language-model head.
 /// Training from stored features needs nothing else of the target, whatever its layers are.
 template <Backend B>
@@ -26,28 +33,45 @@ class FrozenTarget {
   using T = typename B::value_type;
 
   /// Loads them from a Hugging Face model folder. Error naming the file and the tensor.
-  FrozenTarget(B& backend, const std::filesystem::path& folder, const TargetKeys& keys = {})
-      : FrozenTarget(backend, WeightsFolder(folder), is_tied(folder / "config.json"), keys) {}
+  FrozenTarget(B& backend, const std::filesystem::path& folder, const TargetKeys& keys = {},
+               const VocabularyShares& shares = {})
+      : FrozenTarget(backend, WeightsFolder(folder), is_tied(folder / "config.json"), keys, {},
+                     shares) {}
 
   /// Loads them from other weights. If `tied`, the head is the embedding; the shape of both is that
   /// of the embedding in the file, or `shape` where it must be that.               shape (V, H)
   template <WeightSource W>
   FrozenTarget(B& backend, const W& weights, bool tied, const TargetKeys& keys = {},
-               std::vector<index_t> shape = {})
-      : tied_(tied) {
+               std::vector<index_t> shape = {}, const VocabularyShares& shares = {}) {
     if (shape.empty()) shape = weights.at(keys.embedding).shape;
     if (shape.size() != 2)
       throw Error("the target's embedding " + in_quotes(keys.embedding) + " has " +
                   std::to_string(shape.size()) + " dimensions where 2 are expected");
     const index_t extents[] = {shape[0], shape[1]};
-    embedding_ = load_tensor(backend, weights, keys.embedding, extents);
-    if (!tied) lm_head_ = load_tensor(backend, weights, keys.lm_head, extents);
+    vocabulary_ = shape[0];
+    embedding_rows_ = shares.embedding.of(vocabulary_);
+    lm_head_rows_ = shares.lm_head.of(vocabulary_);
+    const auto load = [&](const std::string& name, Range rows) {
+      return load_part(backend, weights, name, extents, {rows, {0, shape[1]}});
+    };
+    embedding_ = load(keys.embedding, embedding_rows_);
+    shared_ = tied && embedding_rows_.begin <= lm_head_rows_.begin &&
+              lm_head_rows_.end <= embedding_rows_.end;
+    if (!shared_) lm_head_ = load(tied ? keys.embedding : keys.lm_head, lm_head_rows_);
   }
 
-  View<const T, 2> embedding() const { return embedding_.view(); }                     // (V, H)
-  View<const T, 2> lm_head() const { return (tied_ ? embedding_ : lm_head_).view(); }  // (V, H)
-  index_t vocabulary() const { return embedding().shape[0]; }                          // V
-  index_t hidden() const { return embedding().shape[1]; }                              // H
+  View<const T, 2> embedding() const { return embedding_.view(); }  // (V, H), of a share its rows
+  View<const T, 2> lm_head() const {                                // the same
+    if (!shared_) return lm_head_.view();
+    return embedding().rows(
+        {lm_head_rows_.begin - embedding_rows_.begin, lm_head_rows_.end - embedding_rows_.begin});
+  }
+  VocabularySlice<T> embedding_slice() const {
+    return {embedding(), embedding_rows_.begin, vocabulary_};
+  }
+  VocabularySlice<T> lm_head_slice() const { return {lm_head(), lm_head_rows_.begin, vocabulary_}; }
+  index_t vocabulary() const { return vocabulary_; }       // V
+  index_t hidden() const { return embedding().shape[1]; }  // H
 
  private:
   /// Targets that do more than text keep their decoder's fields in text_config.
@@ -57,8 +81,10 @@ class FrozenTarget {
                           optional<bool>(config, "text_config.tie_word_embeddings", path, false));
   }
 
-  Tensor<B, T, 2> embedding_, lm_head_;  // the head is empty if tied
-  bool tied_;
+  Tensor<B, T, 2> embedding_, lm_head_;
+  index_t vocabulary_ = 0;
+  Range embedding_rows_, lm_head_rows_;  // that are here
+  bool shared_ = false;                  // the head's rows are among the embedding's
 };
 
 }  // namespace dflash

@@ -16,7 +16,8 @@ class KeyValueCache {
 
   KeyValueCache(B& backend, index_t layers, index_t kv_heads, index_t head_dim)
       : backend_(&backend), kv_heads_(kv_heads), head_dim_(head_dim) {
-    expects(layers >= 0 && kv_heads > 0 && head_dim > 0, "KeyValueCache: sizes must be positive");
+    // No head: a rank of many may hold none.
+    expects(layers >= 0 && kv_heads >= 0 && head_dim > 0, "KeyValueCache: a size is negative");
     layers_.resize(std::size_t(layers));
   }
 

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <algorithm>
+#include <concepts>
 #include <cstdint>
 #include <filesystem>
 #include <limits>
@@ -16,6 +17,8 @@
 #include "dflash/model/frozen_target.hpp"
 #include "dflash/model/key_value_cache.hpp"
 #include "dflash/model/target_config.hpp"
+#include "dflash/model/target_cut.hpp"
+#include "dflash/model/vocabulary_parallel.hpp"
 
 namespace dflash {
 
@@ -41,37 +44,44 @@ struct TargetOutput {
 /// A target language model (Qwen3, Qwen2 or Llama), frozen: prefill of many samples at once, with
 /// the hidden states that a draft learns from, and cached decoding of one. The bits of a row depend
 /// on the tokens up to it alone: not on the samples beside it, nor on how many tokens come at once.
-template <Backend B>
+///
+/// On a tensor-parallel group each rank holds a TargetCut of the weights and of the keys; all ranks
+/// call the same functions with the same arguments, and get the same, whole results.
+template <Backend B, Communicator C = SingleProcess>
 class TargetModel {
  public:
   using T = typename B::value_type;
 
   /// Loads a Hugging Face model folder. Error naming the file and what is wrong in it.
-  TargetModel(B& backend, const std::filesystem::path& folder)
+  TargetModel(B& backend,
+              const std::filesystem::path& folder) requires(std::same_as<C, SingleProcess>)
       : TargetModel(backend, TargetConfig::read(folder), WeightsFolder(folder)) {}
 
   /// Loads a model from other weights, under the names of the folder's.
   template <WeightSource W>
-  TargetModel(B& backend, TargetConfig config, const W& weights)
-      : backend_(&backend),
-        config_(std::move(config)),
-        ends_(backend, weights, config_.tied_head, {}, {config_.vocabulary, config_.hidden}) {
-    final_norm_ = load_tensor(backend, weights, "model.norm.weight", {config_.hidden});
-    layers_.reserve(std::size_t(config_.layers));
-    for (index_t i = 0; i < config_.layers; ++i) layers_.emplace_back(backend, weights, config_, i);
-    const auto frequencies = config_.rope.inverse_frequencies(config_.head_dim);
-    frequencies_ = uploaded(backend, frequencies.data(), index_t(frequencies.size()));
-  }
+  TargetModel(B& backend, TargetConfig config,
+              const W& weights) requires(std::same_as<C, SingleProcess>)
+      : TargetModel(backend, std::make_unique<TensorParallelGroup<C>>(), nullptr, std::move(config),
+                    weights) {}
+
+  /// Loads this rank's parts alone. The group outlives the model.
+  TargetModel(B& backend, TensorParallelGroup<C>& group, const std::filesystem::path& folder)
+      : TargetModel(backend, group, TargetConfig::read(folder), WeightsFolder(folder)) {}
+  template <WeightSource W>
+  TargetModel(B& backend, TensorParallelGroup<C>& group, TargetConfig config, const W& weights)
+      : TargetModel(backend, nullptr, &group, std::move(config), weights) {}
 
   B& backend() const { return *backend_; }
   const TargetConfig& config() const { return config_; }
   const FrozenTarget<B>& ends() const { return ends_; }
-  View<const T, 2> embedding() const { return ends_.embedding(); }  // (V, H)
-  View<const T, 2> lm_head() const { return ends_.lm_head(); }      // (V, H)
+  View<const T, 2> embedding() const { return ends_.embedding(); }  // (V, H), this rank's rows
+  View<const T, 2> lm_head() const { return ends_.lm_head(); }      // the same
+  const TargetCut& cut() const { return cut_; }
+  TensorParallelGroup<C>& group() const { return *group_; }
 
   /// An empty cache for one sequence.
   KeyValueCache<B> cache() const {
-    return {*backend_, config_.layers, config_.kv_heads, config_.head_dim};
+    return {*backend_, config_.layers, cut_.kv_heads.size(), config_.head_dim};
   }
 
   /// Runs whole samples, laid end to end; sample i has the tokens [offsets(i), offsets(i + 1)).
@@ -86,8 +96,8 @@ class TargetModel {
     for (const index_t end : offsets.subspan(1)) rows.last.push_back(std::int32_t(end - 1));
     // Keys are of use within their layer only: one layer's memory serves all.
     const index_t n = index_t(tokens.size());
-    Tensor<B, T, 3> k(*backend_, {n, config_.kv_heads, config_.head_dim}),
-        v(*backend_, {n, config_.kv_heads, config_.head_dim});
+    Tensor<B, T, 3> k(*backend_, {n, cut_.kv_heads.size(), config_.head_dim}),
+        v(*backend_, {n, cut_.kv_heads.size(), config_.head_dim});
     return run(tokens, rows, layers_needed(request), request, [&](index_t) {
       return DecoderKeys<T>{k.view(), v.view(), 0};
     });
@@ -112,6 +122,25 @@ class TargetModel {
 
  private:
   using Activations = Tensor<B, T, 2>;
+  using Group = TensorParallelGroup<C>;
+
+  template <WeightSource W>
+  TargetModel(B& backend, std::unique_ptr<Group> own, Group* group, TargetConfig config,
+              const W& weights)
+      : backend_(&backend),
+        own_group_(std::move(own)),
+        group_(group != nullptr ? group : own_group_.get()),
+        config_(std::move(config)),
+        cut_(config_, group_->share()),
+        ends_(backend, weights, config_.tied_head, {}, {config_.vocabulary, config_.hidden},
+              {group_->share(), group_->share()}) {
+    final_norm_ = load_tensor(backend, weights, "model.norm.weight", {config_.hidden});
+    layers_.reserve(std::size_t(config_.layers));
+    for (index_t i = 0; i < config_.layers; ++i)
+      layers_.emplace_back(backend, *group_, weights, config_, i);
+    const auto frequencies = config_.rope.inverse_frequencies(config_.head_dim);
+    frequencies_ = uploaded(backend, frequencies.data(), index_t(frequencies.size()));
+  }
 
   struct Rows {
     std::vector<index_t> position, begin, end;  // (n)
@@ -188,9 +217,8 @@ class TargetModel {
       if (tokens[i] < 0 || tokens[i] >= config_.vocabulary)
         throw Error("token " + std::to_string(tokens[i]) + " at row " + std::to_string(i) +
                     " is outside the target's vocabulary of " + std::to_string(config_.vocabulary));
-    const auto ids = uploaded(*backend_, tokens.data(), index_t(tokens.size()));
     Activations x(*backend_, {index_t(tokens.size()), config_.hidden});
-    gather_rows(*backend_, embedding(), ids.view(), x.view());
+    gather_vocabulary_rows(*backend_, *group_, ends_.embedding_slice(), tokens, x.view());
     return x;
   }
 
@@ -205,9 +233,9 @@ class TargetModel {
   Activations logits(In<T, 2> x) const {
     // Capture has no use for the head in the order of products: it is made when first needed.
     std::call_once(head_->made, [&] { head_->matrix = freeze(*backend_, lm_head()); });
-    Activations y(*backend_, {x.shape[0], config_.vocabulary});
+    Activations y(*backend_, {x.shape[0], cut_.vocabulary.size()});
     linear(*backend_, final_norm(x).view(), *head_->matrix, y.view());
-    return y;
+    return gather_columns(*backend_, *group_, std::move(y), config_.vocabulary);
   }
 
   index_t layers_needed(const TargetRequest& request) const {
@@ -239,9 +267,12 @@ class TargetModel {
   };
 
   B* backend_;
+  std::unique_ptr<Group> own_group_;  // of one rank, where none was given
+  Group* group_;
   TargetConfig config_;
+  TargetCut cut_;
   FrozenTarget<B> ends_;
-  std::vector<DecoderLayer<B>> layers_;
+  std::vector<DecoderLayer<B, C>> layers_;
   Tensor<B, T, 1> final_norm_;
   Tensor<B, double, 1> frequencies_;  // (D / 2)
   std::unique_ptr<Head> head_ = std::make_unique<Head>();

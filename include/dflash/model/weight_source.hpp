@@ -1,11 +1,13 @@
 #pragma once
 
 #include <concepts>
+#include <cstddef>
 #include <memory>
 #include <string_view>
 #include <vector>
 
 #include "dflash/core/tensor.hpp"
+#include "dflash/io/tensor_entry.hpp"
 
 namespace dflash {
 
@@ -32,6 +34,42 @@ Tensor<B, typename B::value_type, Rank> load_tensor(B& backend, const W& weights
   weights.template read<T>(name, std::vector<index_t>(shape, shape + Rank), host.get());
   Tensor<B, T, Rank> tensor(backend, shape);
   backend.upload(host.get(), tensor.view().data, size);
+  backend.synchronize();  // the host copy goes
+  return tensor;
+}
+
+/// A source that reads parts of tensors; of any other, tensors are read whole and cut.
+template <class W>
+concept PartialWeightSource = WeightSource<W> &&
+    requires(const W& weights, std::string_view name, const std::vector<index_t>& shape,
+             const TensorPart& part, float* out) {
+  weights.template read<float>(name, shape, part, out);
+};
+
+/// A part of a tensor of the given shape, from a source into the backend's memory.
+template <Backend B, WeightSource W, int Rank>
+requires(Rank <= 2) Tensor<B, typename B::value_type, Rank> load_part(B& backend, const W& weights,
+                                                                      std::string_view name,
+                                                                      const index_t (&shape)[Rank],
+                                                                      const TensorPart& part) {
+  using T = typename B::value_type;
+  const std::vector<index_t> whole(shape, shape + Rank);
+  // The error about another shape comes from there, before memory is asked for.
+  if (part.size() == weights.at(name).size() || weights.at(name).shape != whole)
+    return load_tensor(backend, weights, name, shape);
+  const auto host = std::make_unique_for_overwrite<T[]>(std::size_t(part.size()));
+  if constexpr (PartialWeightSource<W>) {
+    weights.template read<T>(name, whole, part, host.get());
+  } else {
+    const auto all = std::make_unique_for_overwrite<T[]>(std::size_t(weights.at(name).size()));
+    weights.template read<T>(name, whole, all.get());
+    const auto* bytes = reinterpret_cast<const std::byte*>(all.get());
+    convert(TensorEntry{dtype_of<T>(), whole, bytes}, part, host.get());
+  }
+  index_t extents[Rank] = {part.rows.size()};
+  if constexpr (Rank == 2) extents[1] = part.columns.size();
+  Tensor<B, T, Rank> tensor(backend, extents);
+  backend.upload(host.get(), tensor.view().data, part.size());
   backend.synchronize();  // the host copy goes
   return tensor;
 }

@@ -1,0 +1,127 @@
+#pragma once
+
+#include <string>
+#include <type_traits>
+
+#include "dflash/comm/tensor_parallel_group.hpp"
+#include "dflash/core/operations.hpp"
+#include "dflash/model/weight_source.hpp"
+
+namespace dflash {
+
+/// x = sum of the ranks' x, in accumulator precision; nothing is done on a group of one.
+template <Backend B, Communicator C, class T, int Rank>
+void sum_over_ranks(B& backend, TensorParallelGroup<C>& group, View<T, Rank> x) {
+  using A = typename B::accumulator_type;
+  if (group.size() == 1) return;
+  const View<T, 1> flat = reshape<1>(x, {x.size()});
+  if constexpr (std::is_same_v<T, A>) {
+    group.communicator().all_reduce_sum(backend, flat);
+  } else {
+    Tensor<B, A, 1> wide(backend, {x.size()});
+    convert(backend, View<const T, 1>(flat), wide.view());
+    group.communicator().all_reduce_sum(backend, wide.view());
+    convert(backend, View<const A, 1>(wide.view()), flat);
+  }
+}
+
+/// A linear layer y = x w^T + bias whose output features are split: a rank holds some rows of w and
+/// of the bias, and computes those columns of y from the whole x. Weights may be views, or frozen.
+template <Backend B, Communicator C = SingleProcess>
+class ColumnParallelLinear {
+ public:
+  using T = typename B::value_type;
+
+  ColumnParallelLinear(B& backend, TensorParallelGroup<C>& group)
+      : backend_(&backend), group_(&group) {}
+
+  /// Communicates nothing. An empty bias is none.
+  ///                              x (N, I)  w (own outputs, I)  bias (own outputs)  y (N, own
+  ///                              outputs)
+  template <class Weight>
+  void forward(In<T, 2> x, const Weight& w, In<T, 1> bias, Out<T, 2> y) const {
+    linear(*backend_, x, w, y);
+    if (bias.size() > 0) add_rows(*backend_, bias, y);
+  }
+
+  /// Adds to dx, dw and dbias (empty: none). dx gets the sum over the ranks, on each.
+  void backward(In<T, 2> x, In<T, 2> w, In<T, 2> dy, Out<T, 2> dx, Out<T, 2> dw,
+                Out<T, 1> dbias) const {
+    linear_backward_weight(*backend_, dy, x, dw);
+    if (dbias.size() > 0) sum_rows(*backend_, dy, dbias);
+    Tensor<B, T, 2> part(*backend_, {dx.shape[0], dx.shape[1]});
+    fill(*backend_, part.view(), T(0));
+    linear_backward_input(*backend_, dy, w, part.view());
+    sum_over_ranks(*backend_, *group_, part.view());
+    add(*backend_, part.view(), dx);
+  }
+
+ private:
+  B* backend_;
+  TensorParallelGroup<C>* group_;
+};
+
+/// A linear layer y = x w^T + bias whose input features are split: a rank holds some columns of w,
+/// and those of x; the ranks' products are summed, then the bias, which each holds whole, is added
+/// once. Weights may be views, or frozen.
+template <Backend B, Communicator C = SingleProcess>
+class RowParallelLinear {
+ public:
+  using T = typename B::value_type;
+
+  RowParallelLinear(B& backend, TensorParallelGroup<C>& group)
+      : backend_(&backend), group_(&group) {}
+
+  /// y is the same on every rank. An empty bias is none.
+  ///                                      x (N, own inputs)  w (O, own inputs)  bias (O)  y (N, O)
+  template <class Weight>
+  void forward(In<T, 2> x, const Weight& w, In<T, 1> bias, Out<T, 2> y) const {
+    linear(*backend_, x, w, y);
+    sum_over_ranks(*backend_, *group_, y);
+    if (bias.size() > 0) add_rows(*backend_, bias, y);
+  }
+
+  /// Adds to dx, dw and dbias (empty: none), which is the same on every rank. Communicates nothing.
+  void backward(In<T, 2> x, In<T, 2> w, In<T, 2> dy, Out<T, 2> dx, Out<T, 2> dw,
+                Out<T, 1> dbias) const {
+    linear_backward_weight(*backend_, dy, x, dw);
+    if (dbias.size() > 0) sum_rows(*backend_, dy, dbias);
+    linear_backward_input(*backend_, dy, w, dx);
+  }
+
+ private:
+  B* backend_;
+  TensorParallelGroup<C>* group_;
+};
+
+/// A linear layer in a file: y = x w^T + bias.
+struct LinearShape {
+  index_t outputs, inputs;
+  bool bias;
+};
+
+/// A part of a frozen linear layer: some rows of w and of the bias, and of these some columns.
+template <Backend B>
+struct FrozenLinear {
+  using T = typename B::value_type;
+
+  /// Reads that part alone. Error naming the tensor that is missing or of another shape.
+  template <WeightSource W>
+  static FrozenLinear load(B& backend, const W& weights, const std::string& name,
+                           const LinearShape& shape, const TensorPart& part) {
+    FrozenLinear linear;
+    const auto w =
+        load_part(backend, weights, name + ".weight", {shape.outputs, shape.inputs}, part);
+    linear.weight = freeze(backend, w.view());
+    linear.outputs = part.rows.size();
+    if (shape.bias)
+      linear.bias = load_part(backend, weights, name + ".bias", {shape.outputs}, {part.rows});
+    return linear;
+  }
+
+  typename B::FrozenMatrix weight;
+  index_t outputs = 0;
+  Tensor<B, T, 1> bias;  // empty: none
+};
+
+}  // namespace dflash
