@@ -35,6 +35,7 @@ inline std::string content_of(const std::filesystem::path& path) {
 }
 
 inline void put(const std::filesystem::path& path, const std::string& content) {
+  std::filesystem::remove(path);  // some file systems flush a file that is truncated and rewritten
   std::ofstream(path, std::ios::binary) << content;
 }
 
