@@ -13,15 +13,16 @@ namespace dflash {
 /// delta(n, h) = <y(n, h), dy(n, h)>: what the softmax's backward needs of the output.
 ///                                                 y, dy (N, heads, D)  delta (N, heads)
 template <class T>
-void head_dots(CpuBackend<T>&, In<T, 3> y, In<T, 3> dy, Out<T, 2> delta) {
+void head_dots(CpuBackend<T>& backend, In<T, 3> y, In<T, 3> dy, Out<T, 2> delta) {
   const index_t dim = y.shape[2];
   expects(y.size() == delta.size() * dim && dy.size() == y.size(), "head_dots: shapes differ");
-  for (index_t i = 0; i < delta.size(); ++i) {
-    double sum = 0;
-    for (index_t d = 0; d < dim; ++d)
-      sum += double(y.data[i * dim + d]) * double(dy.data[i * dim + d]);
-    delta.data[i] = T(sum);
-  }
+  backend.for_parts(delta.size(), dim, [&](Range part) {
+    detail::on_path(
+        backend.path(), [=]() __attribute__((always_inline)) {
+          for (index_t i = part.begin; i < part.end; ++i)
+            delta.data[i] = T(detail::sum_of_products(dim, y.data + i * dim, dy.data + i * dim));
+        });
+  });
 }
 
 namespace detail {

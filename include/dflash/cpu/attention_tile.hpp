@@ -197,12 +197,4 @@ template <int Width, class T>
     row[j] = ((j >= first) & (j < last)) ? row[j] : -std::numeric_limits<T>::infinity();
 }
 
-/// The sixteen lanes combined pairwise, always in the same order.
-template <class T, class F>
-[[gnu::always_inline]] inline T fold(T (&lane)[16], F f) {
-  for (int l = 0; l < 8; ++l) lane[l] = f(lane[l], lane[l + 8]);
-  for (int l = 0; l < 4; ++l) lane[l] = f(lane[l], lane[l + 4]);
-  return f(f(lane[0], lane[2]), f(lane[1], lane[3]));
-}
-
 }  // namespace dflash::detail

@@ -56,6 +56,15 @@ class CpuBackend {
     }
   }
 
+  /// f(part) for consecutive parts of [0, n), where one index costs `each` multiplications.
+  template <class F>
+  void for_parts(index_t n, index_t each, F&& f) {
+    const index_t size = std::max<index_t>(part_work / std::max<index_t>(each, 1), 1);
+    parallel_for((n + size - 1) / size, n * each, [&](index_t i, int) {
+      f(Range{i * size, std::min(n, (i + 1) * size)});
+    });
+  }
+
   /// Uninitialised memory; it may outlive the backend.
   template <class U>
   Buffer<U> allocate(index_t n) {
@@ -81,7 +90,7 @@ class CpuBackend {
   index_t system_allocations() const { return cache_->system_allocations(); }
 
  private:
-  static constexpr index_t smallest_shared_work = 1 << 19;
+  static constexpr index_t smallest_shared_work = 1 << 19, part_work = 1 << 15;
 
   CpuPath path_;
   detail::GemmKernel<T> kernel_;

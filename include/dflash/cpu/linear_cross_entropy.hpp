@@ -3,44 +3,136 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <limits>
 
 #include "dflash/core/tensor.hpp"
 #include "dflash/cpu/backend.hpp"
+#include "dflash/cpu/gemm.hpp"
+#include "dflash/cpu/vector_math.hpp"
 
 namespace dflash {
 
+namespace detail {
+
+/// What a row has seen of its logits so far.                               all (R)
+template <class T>
+struct RunningCrossEntropy {
+  const std::int32_t* label;
+  T *top, *label_logit;
+  double* sum;         // of e^(logit - top)
+  std::int32_t* best;  // first index of the largest logit
+};
+
+/// Turns the logits of rows [rows) for the words from `first_word` on into e^(logit - top), and
+/// scales what y has summed to the new top.       logit (rows, step), `width` used, whole
+/// sixty-fours
+template <class T>
+void cross_entropy_step(CpuPath path, RunningCrossEntropy<T> run, Range rows, index_t first_word,
+                        index_t words, index_t width, T* logit, index_t step, T* y, index_t dim) {
+  on_path(
+      path, [=]() __attribute__((always_inline)) {
+        for (index_t n = rows.begin; n < rows.end; ++n) {
+          T* const row = logit + (n - rows.begin) * step;
+          std::fill(row + words, row + width, -std::numeric_limits<T>::infinity());
+          const index_t at = run.label[n] - first_word;
+          if (at >= 0 && at < words) run.label_logit[n] = row[at];
+
+          const T top = largest(row, width);
+          if (top > run.top[n]) {
+            run.best[n] = std::int32_t(first_word + (std::find(row, row + words, top) - row));
+            const T shrink = exponential(run.top[n] - top);
+            run.sum[n] *= double(shrink);
+            if (first_word > 0)
+              for (index_t d = 0; d < dim; ++d) y[n * dim + d] *= shrink;
+            run.top[n] = top;
+          }
+          const T base = run.top[n];
+          T lane[16] = {};
+          for (index_t j = 0; j < width; j += 64) {
+            for (int i = 0; i < 64; ++i) row[j + i] = exponential(row[j + i] - base);
+            for (int l = 0; l < 16; ++l) {
+              T sum = 0;
+              for (int i = 0; i < 64; i += 16) sum += row[j + i + l];
+              lane[l] += sum;
+            }
+          }
+          run.sum[n] += double(fold(lane, [](T a, T b) { return a + b; }));
+        }
+      });
+}
+
+}  // namespace detail
+
 /// Of each row nll = -log softmax(x w^T)[label], whether the label is the first largest logit, and
-/// dx = d nll / dx (written). Logits never lie in memory whole.
+/// dx = d nll / dx (written). Takes the vocabulary part by part: each part's logits are
+/// exponentiated against the largest so far and multiplied with w again at once. Throws if a label
+/// is not a row of w. The bits of a row do not depend on the other rows.
 ///                                     x, dx (R, H)  w (V, H)  label, nll, correct (R)
 template <class T>
 void linear_cross_entropy(CpuBackend<T>& backend, In<T, 2> x, In<T, 2> w,
                           View<const std::int32_t, 1> label, Out<T, 1> nll,
                           View<std::uint8_t, 1> correct, Out<T, 2> dx) {
-  const index_t rows = x.shape[0], width = x.shape[1], vocabulary = w.shape[0];
-  expects(w.shape[1] == width && label.shape[0] == rows && nll.shape[0] == rows &&
-              correct.shape[0] == rows && dx.shape[0] == rows && dx.shape[1] == width,
+  using namespace detail;
+  const index_t rows = x.shape[0], dim = x.shape[1], vocabulary = w.shape[0];
+  expects(w.shape[1] == dim && label.shape[0] == rows && nll.shape[0] == rows &&
+              correct.shape[0] == rows && dx.shape[0] == rows && dx.shape[1] == dim,
           "linear_cross_entropy: shapes differ");
-  auto buffer = backend.template allocate<T>(vocabulary);
-  T* logit = buffer.data();
-  for (index_t n = 0; n < rows; ++n) {
+  for (index_t n = 0; n < rows; ++n)
     expects(label(n) >= 0 && label(n) < vocabulary,
             "linear_cross_entropy: a label is not a row of w");
-    for (index_t o = 0; o < vocabulary; ++o) {
-      logit[o] = 0;
-      for (index_t c = 0; c < width; ++c) logit[o] += x(n, c) * w(o, c);
-    }
-    const T* top = std::max_element(logit, logit + vocabulary);
-    correct(n) = top - logit == label(n);
-    double sum = 0;
-    for (index_t o = 0; o < vocabulary; ++o) sum += std::exp(double(logit[o] - *top));
-    nll(n) = T(std::log(sum) + double(*top) - double(logit[label(n)]));
-    const double lse = double(*top) + std::log(sum);
-    for (index_t c = 0; c < width; ++c) dx(n, c) = -w(label(n), c);
-    for (index_t o = 0; o < vocabulary; ++o) {
-      const T p = T(std::exp(double(logit[o]) - lse));
-      for (index_t c = 0; c < width; ++c) dx(n, c) += p * w(o, c);
-    }
+  if (rows == 0) return;
+
+  const GemmKernel<T>& kernel = backend.gemm_kernel();
+  const index_t most = std::clamp<index_t>((1 << 20) / (dim + 1) / 64 * 64, 128, 512),
+                part = std::min(most, (vocabulary + 63) / 64 * 64), step = part + 16, height = 96,
+                tiles = (rows + height - 1) / height;
+  auto logits = backend.template allocate<T>(backend.threads() * height * step);
+  auto by_word = backend.template allocate<T>(part * dim),
+       by_dim = backend.template allocate<T>(part * kernel.padded(dim)),
+       reals = backend.template allocate<T>(2 * rows);
+  auto sums = backend.template allocate<double>(rows);
+  auto bests = backend.template allocate<std::int32_t>(rows);
+  const RunningCrossEntropy<T> run{label.data, reals.data(), reals.data() + rows, sums.data(),
+                                   bests.data()};
+  std::fill_n(run.top, rows, -std::numeric_limits<T>::infinity());
+  std::fill_n(run.label_logit, rows, std::numeric_limits<T>::quiet_NaN());
+  std::fill_n(run.sum, rows, 0.0);
+  std::fill_n(run.best, rows, -1);
+
+  for (index_t first = 0; first < vocabulary; first += part) {
+    const index_t words = std::min(part, vocabulary - first), width = (words + 63) / 64 * 64,
+                  panel = kernel.panel_columns(), word_panels = kernel.panels(words);
+    const T* const some = w.data + first * dim;
+    backend.parallel_for(word_panels + kernel.panels(dim), 2 * words * dim, [&](index_t i, int) {
+      if (i < word_panels)
+        pack_panels<T>(kernel, {some, 1, dim}, dim, {i * panel, std::min(words, (i + 1) * panel)},
+                       by_word.data() + i * panel * dim);
+      else
+        pack_panels<T>(kernel, {some, dim, 1}, words,
+                       {(i - word_panels) * panel, std::min(dim, (i - word_panels + 1) * panel)},
+                       by_dim.data() + (i - word_panels) * panel * words);
+    });
+    backend.parallel_for(tiles, 2 * rows * words * dim, [&](index_t t, int thread) {
+      const Range r{t * height, std::min(rows, (t + 1) * height)};
+      T* const logit = logits.data() + thread * height * step;
+      const auto from = [](const T* data, index_t row) {
+        return [=](Range some_rows) { return Strided<T>{data + some_rows.begin * row, row, 1}; };
+      };
+      multiply(kernel, from(x.data + r.begin * dim, dim), r.size(),
+               Panels<T>{by_word.data(), dim, words}, {0, dim}, logit, step, false);
+      cross_entropy_step(backend.path(), run, r, first, words, width, logit, step, dx.data, dim);
+      multiply(kernel, from(logit, step), r.size(), Panels<T>{by_dim.data(), words, dim},
+               {0, words}, dx.data + r.begin * dim, dim, first > 0);
+    });
   }
+  backend.parallel_for(rows, rows * dim, [&](index_t n, int) {
+    const T share = T(1 / run.sum[n]);
+    const T* const row = w.data + label(n) * dim;
+    T* const to = dx.data + n * dim;
+    for (index_t d = 0; d < dim; ++d) to[d] = to[d] * share - row[d];
+    nll(n) = T(std::log(run.sum[n]) + (double(run.top[n]) - double(run.label_logit[n])));
+    correct(n) = run.best[n] == label(n);
+  });
 }
 
 }  // namespace dflash

@@ -4,7 +4,10 @@
 #include <bit>
 #include <concepts>
 #include <cstdint>
+#include <limits>
+#include <type_traits>
 
+#include "dflash/core/config.hpp"
 #include "dflash/cpu/path.hpp"
 
 namespace dflash::detail {
@@ -49,6 +52,41 @@ template <std::floating_point T>
   const T scale = std::bit_cast<T>(Bits((n - zero + bias) << mantissa));
   const T y = (p * (r * r) + r + T(1)) * scale;
   return std::bit_cast<T>(Bits(std::bit_cast<Bits>(y) & -Bits(n > zero - bias)));
+}
+
+/// The sixteen lanes combined pairwise, always in the same order.
+template <class T, class F>
+[[gnu::always_inline]] inline T fold(T (&lane)[16], F f) {
+  for (int l = 0; l < 8; ++l) lane[l] = f(lane[l], lane[l + 8]);
+  for (int l = 0; l < 4; ++l) lane[l] = f(lane[l], lane[l + 4]);
+  return f(f(lane[0], lane[2]), f(lane[1], lane[3]));
+}
+
+/// The largest element; -infinity if there is none.
+template <class T>
+[[gnu::always_inline]] inline T largest(const T* x, index_t n) {
+  T lane[16];
+  for (T& l : lane) l = -std::numeric_limits<T>::infinity();
+  index_t i = 0;
+  for (; i + 64 <= n; i += 64)
+    for (int l = 0; l < 16; ++l) {
+      T top = lane[l];
+      for (int j = 0; j < 64; j += 16) top = top < x[i + j + l] ? x[i + j + l] : top;
+      lane[l] = top;
+    }
+  for (; i < n; ++i) lane[0] = lane[0] < x[i] ? x[i] : lane[0];
+  return fold(lane, [](T a, T b) { return a < b ? b : a; });
+}
+
+/// Sum of the products of the factors' elements, in double, in sixteen interleaved parts.
+template <class T, class... U>
+[[gnu::always_inline]] inline double sum_of_products(index_t n, const T* x, const U*... more) {
+  double lane[16] = {};
+  index_t i = 0;
+  for (; i + 16 <= n; i += 16)
+    for (int l = 0; l < 16; ++l) lane[l] += (double(x[i + l]) * ... * double(more[i + l]));
+  for (int l = 0; i + l < n; ++l) lane[l] += (double(x[i + l]) * ... * double(more[i + l]));
+  return fold(lane, [](double a, double b) { return a + b; });
 }
 
 template <class F>
