@@ -96,6 +96,13 @@ inline void check_color(int color) {
   if (color < 0) throw Error("split: color " + std::to_string(color) + " is negative");
 }
 
+/// Elements that go to other ranks.
+inline index_t sent_to_others(Counts counts, int rank) {
+  index_t sum = 0;
+  for (std::size_t p = 0; p < counts.size(); ++p) sum += int(p) == rank ? 0 : counts[p];
+  return sum;
+}
+
 /// The slices of n elements that the ranks add up in an all_reduce.
 inline std::vector<index_t> even_counts(index_t n, int ranks) {
   std::vector<index_t> counts;

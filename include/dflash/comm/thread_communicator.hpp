@@ -150,7 +150,7 @@ class ThreadCommunicator {
                                          std::span<const index_t> send_counts, View<T, 1> out,
                                          std::span<const index_t> receive_counts) {
     detail::check_all_to_all<T>(in, send_counts, out, receive_counts, rank_, size());
-    traffic_.all_to_all.add(sent_to_others<T>(send_counts));
+    traffic_.all_to_all.add(index_t(sizeof(T)) * detail::sent_to_others(send_counts, rank_));
     auto visit = show("all_to_all", backend, in, send_counts);
     return {std::move(visit), rank_, bytes(out.data),
             std::vector<index_t>(receive_counts.begin(), receive_counts.end()), sizeof(T)};
@@ -166,7 +166,8 @@ class ThreadCommunicator {
   void all_reduce_sum(B& backend, View<T, 1> data) {
     const auto counts = detail::even_counts(data.size(), size());
     const index_t begin = detail::offset_of(counts, rank_), own = counts[std::size_t(rank_)];
-    traffic_.all_reduce_sum.add(sent_to_others<T>(counts) + sent_by_gather<T>(own));
+    traffic_.all_reduce_sum.add(index_t(sizeof(T)) * detail::sent_to_others(counts, rank_) +
+                                sent_by_gather<T>(own));
     auto visit = show<T>("all_reduce_sum", backend, data, {});
     visit.open();
     check_sizes<T>(visit, "all_reduce_sum", data.size());
@@ -183,7 +184,7 @@ class ThreadCommunicator {
   void reduce_scatter_sum(B& backend, In<T, 1> in, std::span<const index_t> counts,
                           View<T, 1> out) {
     detail::check_reduce_scatter<T>(in, counts, out, rank_, size());
-    traffic_.reduce_scatter_sum.add(sent_to_others<T>(counts));
+    traffic_.reduce_scatter_sum.add(index_t(sizeof(T)) * detail::sent_to_others(counts, rank_));
     auto visit = show("reduce_scatter_sum", backend, in, counts);
     visit.open();
     check_counts<T>(visit, "reduce_scatter_sum", counts);
@@ -248,12 +249,6 @@ class ThreadCommunicator {
     using Byte = std::conditional_t<std::is_const_v<T>, const std::byte, std::byte>;
     static_assert(std::is_trivially_copyable_v<T>);
     return reinterpret_cast<Byte*>(data);
-  }
-  template <class T>
-  index_t sent_to_others(std::span<const index_t> counts) const {
-    index_t sum = 0;
-    for (int r = 0; r < size(); ++r) sum += r == rank_ ? 0 : counts[std::size_t(r)];
-    return sum * index_t(sizeof(T));
   }
   template <class T>
   index_t sent_by_gather(index_t elements) const {

@@ -12,7 +12,7 @@
 #include <utility>
 #include <vector>
 
-#include "dflash/comm/stall.hpp"
+#include "dflash/comm/failure.hpp"
 #include "dflash/core/error.hpp"
 
 namespace dflash::detail {
@@ -80,14 +80,7 @@ class ThreadJob {
   // The functions below take the mutex themselves.
 
   void fail_of(int rank, std::exception_ptr error) {
-    std::string text = "rank " + std::to_string(rank) + " failed: ";
-    try {
-      std::rethrow_exception(error);
-    } catch (const std::exception& e) {
-      text += e.what();
-    } catch (...) {
-      text += "an exception of an unknown type";
-    }
+    const std::string text = "rank " + std::to_string(rank) + " failed: " + text_of(error);
     std::lock_guard lock(mutex);
     fail(text, std::move(error));
   }

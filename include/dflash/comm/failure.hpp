@@ -2,13 +2,26 @@
 
 #include <algorithm>
 #include <cstdio>
-#include <cstring>
+#include <exception>
+#include <iterator>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "dflash/core/config.hpp"
 
 namespace dflash::detail {
+
+inline std::string text_of(std::exception_ptr error) {
+  try {
+    if (error) std::rethrow_exception(error);
+  } catch (const std::exception& e) {
+    return e.what();
+  } catch (...) {
+    return "an exception of an unknown type";
+  }
+  return "std::terminate was called";
+}
 
 /// How far a rank is: what it publishes so that others can tell who keeps them waiting.
 struct RankState {
@@ -19,7 +32,9 @@ struct RankState {
   double seconds = 0;    // since it began or stopped to wait
 
   bool is_inside() const { return inside[0] != '\0'; }
-  void enter(const char* collective) { std::strncpy(inside, collective, sizeof inside - 1); }
+  void enter(std::string_view collective) {
+    inside[collective.copy(inside, sizeof inside - 1)] = '\0';
+  }
   void leave() { inside[0] = '\0'; }
 };
 
@@ -50,7 +65,9 @@ inline std::string stall_text(const std::vector<RankState>& all, const RankState
   std::string text = "time-out: rank " + std::to_string(waiting.rank) + " has waited " +
                      seconds(time_out) + " in " + waiting.inside + " (collective " +
                      std::to_string(waiting.number) + ")";
-  const auto late = stalled(all);
+  auto late = stalled(all);
+  if (late.size() > 1)
+    std::erase_if(late, [&](const RankState& s) { return s.rank == waiting.rank; });
   for (std::size_t i = 0; i < std::min(late.size(), named); ++i) {
     const RankState& s = late[i];
     text += (i == 0 ? " for rank " : "; rank ") + std::to_string(s.rank);

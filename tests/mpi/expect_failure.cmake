@@ -1,0 +1,21 @@
+# cmake -D EXPECTED=regex -P expect_failure.cmake -- command...: passes if the command ends within a
+# minute, with a status other than zero and EXPECTED in its output.
+set(command)
+set(found FALSE)
+foreach(i RANGE ${CMAKE_ARGC})
+  if(found)
+    list(APPEND command "${CMAKE_ARGV${i}}")
+  elseif("${CMAKE_ARGV${i}}" STREQUAL "--")
+    set(found TRUE)
+  endif()
+endforeach()
+execute_process(COMMAND ${command} TIMEOUT 60
+  RESULT_VARIABLE status OUTPUT_VARIABLE output ERROR_VARIABLE output)
+message("${output}")
+if(status EQUAL 0)
+  message(FATAL_ERROR "the status is 0")
+elseif(status MATCHES "timeout")
+  message(FATAL_ERROR "it did not end")
+elseif(NOT output MATCHES "${EXPECTED}")
+  message(FATAL_ERROR "the output lacks \"${EXPECTED}\"")
+endif()
