@@ -121,13 +121,16 @@ struct For : Statement {
       }
       items = std::move(kept);
     }
-    const auto last_seen = std::make_shared<Value>(Undefined{});
+    const auto number = std::make_shared<std::size_t>(0);
+    const Value loop = loop_object(items.size(), frame, depth, number);
     bool completed = false;  // a turn reached its end: in Jinja that alone keeps `else` away
     for (std::size_t i = 0; i < items.size(); ++i) {
       frame.rendering.step();
       Frame turn = frame.inner();
       target.assign(items[i], turn);
-      turn.scope->names.set("loop", loop_object(items, i, frame, depth, last_seen));
+      *number = i;
+      update(loop.object(), items, i);
+      turn.scope->names.set("loop", loop);
       const Flow flow = body.run(turn);
       if (flow == Flow::break_loop) break;
       completed = completed || flow == Flow::next;
@@ -138,24 +141,20 @@ struct For : Statement {
     }
   }
 
-  Value loop_object(const List& items, std::size_t i, Frame& frame, int depth,
-                    const std::shared_ptr<Value>& last_seen) const {
+  /// What `loop` is, but for what changes from turn to turn.
+  Value loop_object(std::size_t length, Frame& frame, int depth,
+                    const std::shared_ptr<const std::size_t>& turn) const {
+    const auto last_seen = std::make_shared<Value>(Undefined{});
     Map loop;
-    loop.append("index", i + 1);
-    loop.append("index0", i);
-    loop.append("first", i == 0);
-    loop.append("last", i + 1 == items.size());
-    loop.append("length", items.size());
-    loop.append("revindex", items.size() - i);
-    loop.append("revindex0", items.size() - i - 1);
+    for (const char* name :
+         {"index", "index0", "first", "last", "revindex", "revindex0", "previtem", "nextitem"})
+      loop.append(name, None());
+    loop.append("length", length);
     loop.append("depth", depth);
     loop.append("depth0", depth - 1);
-    loop.append("previtem", i > 0 ? items[i - 1] : Undefined{"there is no previous item"});
-    loop.append("nextitem",
-                i + 1 < items.size() ? items[i + 1] : Undefined{"there is no next item"});
-    loop.append("cycle", Function([i](const Arguments& a) -> Value {
+    loop.append("cycle", Function([turn](const Arguments& a) -> Value {
                   if (a.positional.empty()) fail("cycle() of nothing");
-                  return a.positional[i % a.positional.size()];
+                  return a.positional[*turn % a.positional.size()];
                 }));
     loop.append("changed", Function([last_seen](const Arguments& a) -> Value {
                   Value now = List(a.positional);
@@ -174,6 +173,17 @@ struct For : Statement {
                     return out;
                   }));
     return Value::object(std::move(loop));
+  }
+
+  static void update(Map& loop, const List& items, std::size_t i) {
+    loop.set("index", i + 1);
+    loop.set("index0", i);
+    loop.set("first", i == 0);
+    loop.set("last", i + 1 == items.size());
+    loop.set("revindex", items.size() - i);
+    loop.set("revindex0", items.size() - i - 1);
+    loop.set("previtem", i > 0 ? items[i - 1] : Undefined{"there is no previous item"});
+    loop.set("nextitem", i + 1 < items.size() ? items[i + 1] : Undefined{"there is no next item"});
   }
 
   Target target;

@@ -1,0 +1,193 @@
+#include "dflash/text/jinja.hpp"
+
+#include <doctest/doctest.h>
+
+#include "io/temporary_folder.hpp"
+
+using namespace dflash;
+using jinja::List;
+using jinja::Map;
+
+namespace {
+
+std::string render(const std::string& source, Map variables = {}) {
+  return JinjaTemplate(source, "t").render(std::move(variables));
+}
+
+std::string complaint(const std::string& source, Map variables = {}) {
+  return error_of([&] { render(source, std::move(variables)); });
+}
+
+Map message(const char* role, const char* content) {
+  return {{"role", role}, {"content", content}};
+}
+
+const Map chat = {{"messages", List{message("user", "Hi"), message("assistant", "Yes")}},
+                  {"bos_token", "<s>"}};
+
+}  // namespace
+
+TEST_CASE("text, output, loops and conditions") {
+  CHECK(render("plain") == "plain");
+  CHECK(
+      render("{{ bos_token }}{% for m in messages %}[{{ m.role }}:{{ m['content'] }}]{% endfor %}",
+             chat) == "<s>[user:Hi][assistant:Yes]");
+  CHECK(render("{% if a %}1{% elif b %}2{% else %}3{% endif %}", {{"b", true}}) == "2");
+  CHECK(render("{% for x in [] %}a{% else %}none{% endfor %}") == "none");
+  CHECK(render("{% for x in range(6) if x is odd %}{{ loop.index }}{{ x }} {% endfor %}") ==
+        "11 23 35 ");
+  CHECK(render("{% for x in 'abc' %}{{ loop.first }}{{ loop.last }}{{ loop.revindex }}"
+               "{{ loop.previtem }}{{ loop.nextitem }},{% endfor %}") ==
+        "TrueFalse3b,FalseFalse2ac,FalseTrue1b,");
+  CHECK(render("{% for k, v in {'a': 1, 'b': 2}.items() %}{{ k }}{{ v }}{% endfor %}") == "a1b2");
+  CHECK(render("{% for x in range(9) %}{% if x == 2 %}{% continue %}{% endif %}"
+               "{% if x == 5 %}{% break %}{% endif %}{{ x }}{% endfor %}") == "0134");
+  CHECK(render("{% generation %}x{% endgeneration %}") == "x");
+}
+
+TEST_CASE("tags take white space as Hugging Face sets it") {
+  CHECK(render("a\n  {% if true %}\n  b\n  {% endif %}\nc") == "a\n  b\nc");
+  CHECK(render("a\n  {%+ if true %}\n  b{% endif +%}\nc") == "a\n    b\nc");
+  CHECK(render("a \n {{- 1 -}} \n b") == "a1b");
+  CHECK(render("a  {%- set x = 1 -%}  b") == "ab");
+  CHECK(render("  {# note #}\nb\n") == "b");
+  CHECK(render("{{ 1 }}\nb\n\n") == "1\nb\n");  // one newline at the end goes
+  CHECK(render("x {% raw %} {{ y }} {% endraw %}\nz") == "x  {{ y }} z");
+  CHECK(render("{{ 'a\r\nb' }}") == "a\nb");
+}
+
+TEST_CASE("names set in a loop stay in it; a namespace carries them out") {
+  CHECK(render("{% set x = 1 %}{% for i in [1, 2] %}{% set x = i + 10 %}{% endfor %}{{ x }}") ==
+        "1");
+  CHECK(render("{% set n = namespace(x=1) %}{% for i in [1, 2] %}{% set n.x = n.x + i %}"
+               "{% endfor %}{{ n.x }}") == "4");
+  CHECK(render("{% if true %}{% set x = 5 %}{% endif %}{{ x }}") == "5");
+  CHECK(render("{% set a, b = 1, 2 %}{{ b }}{{ a }}") == "21");
+  CHECK(render("{% set x %}a{{ 1 }}{% endset %}[{{ x }}]") == "[a1]");
+  CHECK(render("{% set x | upper %}ab{% endset %}{{ x }}") == "AB");
+  CHECK(render("{% with a = 2 %}{{ a }}{% endwith %}{{ a }}") == "2");
+}
+
+TEST_CASE("macros and calls") {
+  CHECK(render("{% macro f(a, b='x') %}{{ a }}{{ b }};{% endmacro %}{{ f(1) }}{{ f(1, 2) }}"
+               "{{ f(b=3, a=4) }}{{ f(*[5, 6]) }}") == "1x;12;43;56;");
+  CHECK(render("{% macro f() %}<{{ caller('q') }}>{% endmacro %}{% call(z) f() %}{{ z }}!"
+               "{% endcall %}") == "<q!>");
+  CHECK(render("{% macro f(n) %}{{ n }}{% if n > 0 %}{{ f(n - 1) }}{% endif %}{% endmacro %}"
+               "{{ f(3) }}") == "3210");
+  CHECK(render("{% filter upper %}a{{ 'b' }}{% endfilter %}") == "AB");
+  CHECK(render("{% for t in [{'n': 1, 'c': [{'n': 2, 'c': []}]}] recursive %}{{ t.n }}"
+               "{{ loop(t.c) }}{% endfor %}") == "12");
+}
+
+TEST_CASE("expressions are Python's") {
+  CHECK(render("{{ 7 // 2 }} {{ -7 // 2 }} {{ -7 % 3 }} {{ 7 / 2 }} {{ 2 ** 10 }}") ==
+        "3 -4 2 3.5 1024");
+  CHECK(render("{{ 1 < 2 < 3 }} {{ 1 == 1.0 }} {{ 'a' in 'cat' }} {{ 'k' in {'k': 1} }}"
+               " {{ 3 not in [1, 2] }}") == "True True True True True");
+  CHECK(render("{{ 'a' ~ 1 ~ none ~ true }}") == "a1NoneTrue");
+  CHECK(render("{{ 'x' if false }}{{ 'y' if 1 else 'z' }}{{ not '' }}") == "yTrue");
+  CHECK(render("{{ [1, 'a', 2.0, {'k': none}] }}") == "[1, 'a', 2.0, {'k': None}]");
+  CHECK(render("{{ 'abcdef'[1:3] }} {{ 'abc'[::-1] }} {{ [1, 2, 3][-1] }} {{ [1, 2, 3][:-1] }}") ==
+        "bc cba 3 [1, 2]");
+  CHECK(render("{{ 'h\u00e9llo'[1] }}{{ 'h\u00e9llo' | length }}") == "\u00e95");
+  CHECK(render("{{ 1e16 }} {{ 0.1 }} {{ 1e-5 }} {{ 100.0 }} {{ 123456.789 }}") ==
+        "1e+16 0.1 1e-05 100.0 123456.789");
+  CHECK(render("{{ a.b is defined }}{{ a is not none }}{{ x is undefined }}", {{"a", Map{}}}) ==
+        "FalseTrueTrue");
+  CHECK(render("{{ 'a' 'b' }}{{ \"\\u00e9\\n\\x41\" }}") == "ab\u00e9\nA");
+  CHECK(render("{{ '%s is %d, %.1f' % ('n', 3, 2.25) }}") == "n is 3, 2.2");
+}
+
+TEST_CASE("methods, filters and tests") {
+  CHECK(render("{{ ' a b '.strip() }}|{{ 'a</t>b'.split('</t>')[-1] }}|{{ 'xxa'.lstrip('x') }}") ==
+        "a b|b|a");
+  CHECK(render("{{ 'abc'.startswith('ab') }}{{ 'abc'.endswith(('x', 'c')) }}") == "TrueTrue");
+  CHECK(render("{{ 'a b'.title() }} {{ 'abc'.replace('b', '-') }} {{ 'A' | lower }}") ==
+        "A B a-c a");
+  CHECK(render(
+            "{{ ' 1  2 3 '.split() }}{{ ' 1 2 3 '.split(none, 1) }}{{ 'a,b,c'.rsplit(',', 1) }}") ==
+        "['1', '2', '3']['1', '2 3 ']['a,b', 'c']");
+  CHECK(render("{{ {'a': 1}.get('b', 2) }}{{ {'a': 1}.get('b') }}{{ {'a': 1} | items | list }}") ==
+        "2None[['a', 1]]");
+  CHECK(render("{{ messages | map(attribute='role') | join(', ') }}", chat) == "user, assistant");
+  CHECK(
+      render(
+          "{{ (messages | selectattr('role', 'equalto', 'user') | list) | length }}"
+          "{{ messages | rejectattr('role', 'in', ['user']) | map(attribute='content') | first }}",
+          chat) == "1Yes");
+  CHECK(
+      render("{{ x | default('d') }}{{ '' | default('e', true) }}{{ [3, 1, 2] | sort | last }}") ==
+      "de3");
+  CHECK(
+      render(
+          "{{ 'a b' | capitalize }} {{ '7' | int + 1 }} {{ 'x' | int(5) }} {{ '1.5' | float }}") ==
+      "A b 8 5 1.5");
+  CHECK(render("{{ 'a\nb' | indent(2) }}|{{ [1, 2, 2] | unique | list }}|{{ [1, 2] | sum }}") ==
+        "a\n  b|[1, 2]|3");
+  CHECK(render("{{ {} is mapping }}{{ 'a' is string }}{{ [1] is iterable }}{{ 1 is number }}"
+               "{{ true is boolean }}{{ true is integer }}{{ 4 is divisibleby 2 }}") ==
+        "TrueTrueTrueTrueTrueFalseTrue");
+}
+
+TEST_CASE("tojson is spaced as json.dumps does it and escapes nothing for HTML") {
+  const Map v{
+      {"v", Map{{"a", "<\u00e9>\n\"&"}, {"b", List{1, 2.5, true, jinja::None()}}, {"c", Map{}}}}};
+  CHECK(render("{{ v | tojson }}", v) ==
+        "{\"a\": \"<\u00e9>\\n\\\"&\", \"b\": [1, 2.5, true, null], \"c\": {}}");
+  CHECK(render("{{ v.b | tojson(indent=2) }}", v) == "[\n  1,\n  2.5,\n  true,\n  null\n]");
+  CHECK(render("{{ v.a | tojson(ensure_ascii=true) }}", v) == "\"<\\u00e9>\\n\\\"&\"");
+  CHECK(render("{{ {'b': 1, 'a': 2} | tojson(separators=(',', ':'), sort_keys=true) }}") ==
+        "{\"a\":2,\"b\":1}");
+  CHECK(mentions(complaint("{{ x | tojson }}"), "cannot be written as JSON"));
+}
+
+TEST_CASE("a mistake in a template is told with its line") {
+  CHECK(complaint("a\n\n{% if x %}") == "t, line 3: 'endif' is missing");
+  CHECK(complaint("a\n{{ x ") == "t, line 2: the template ends inside a tag");
+  CHECK(complaint("{{ 'a }}").starts_with("t, line 1: a string does not end"));
+  CHECK(mentions(complaint("\n{% blah %}"), "line 2: the tag 'blah' is not supported"));
+  CHECK(mentions(complaint("\n\n{{ 1 | blah }}"), "line 3: there is no filter 'blah'"));
+  CHECK(mentions(complaint("{{ 1 is blah }}"), "there is no test 'blah'"));
+  CHECK(mentions(complaint("{{ ) }}"), "')' closes nothing"));
+  CHECK(mentions(complaint("{{ 1 + }}"), "expected a value before '}}'"));
+  CHECK(mentions(complaint("{% endif %}"), "'endif' ends nothing"));
+  CHECK(mentions(complaint("{% break %}"), "outside of a loop"));
+  CHECK(mentions(complaint("{# no end"), "a comment does not end"));
+}
+
+TEST_CASE("an error while rendering is told with its line") {
+  CHECK(complaint("a\n{{ raise_exception('No ' ~ 'way') }}") == "t, line 2: No way");
+  CHECK(complaint("\n{{ x.y }}") == "t, line 2: 'x' is undefined");
+  CHECK(mentions(complaint("{{ 'a' + 1 }}"), "str and int do not go with '+'"));
+  CHECK(mentions(complaint("{{ [1] + none }}"), "list and none"));
+  CHECK(mentions(complaint("{{ 1 // 0 }}"), "division by zero"));
+  CHECK(mentions(complaint("{{ 9223372036854775807 + 1 }}"), "overflows"));
+  CHECK(mentions(complaint("{{ 'a'.nothing() }}"), "no attribute 'nothing'"));
+  CHECK(mentions(complaint("{% set m.a = 1 %}", {{"m", Map{}}}), "is no namespace"));
+  CHECK(mentions(complaint("{{ [2, 'a'] | sort }}"), "have no order"));
+}
+
+TEST_CASE("templates that mean harm end with an error") {
+  CHECK(mentions(complaint("{{ " + std::string(100'000, '(') + std::string(100'000, ')') + " }}"),
+                 "nested too deeply"));
+  CHECK(mentions(complaint("{{ " + std::string(100'000, '-') + "1 }}"), "nested too deeply"));
+  std::string sum = "{{ 1", dots = "{{ a", blocks, chain = "{{ 1";
+  for (int i = 0; i < 100'000; ++i) {
+    sum += "+1";
+    dots += ".b";
+    chain += "|abs";
+    blocks += "{% if 1 %}";
+  }
+  CHECK(mentions(complaint(sum + " }}"), "nested too deeply"));
+  CHECK(mentions(complaint(dots + " }}"), "nested too deeply"));
+  CHECK(mentions(complaint(chain + " }}"), "nested too deeply"));
+  CHECK(mentions(complaint(blocks), "nested too deeply"));
+  CHECK(
+      mentions(complaint("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}"), "nested too deeply"));
+  CHECK(mentions(complaint("{{ range(10 ** 9) | length }}"), "100000"));
+  CHECK(mentions(complaint("{{ 'a' * 10 ** 12 }}"), "too long"));
+  CHECK(mentions(complaint("{{ 'a' | center(10 ** 12) }}"), "too large"));
+  const std::string loops = "{% for a in range(99999) %}{% for b in range(99999) %}";
+  CHECK(mentions(complaint(loops + "{% endfor %}{% endfor %}"), "does not come to an end"));
+}
