@@ -120,7 +120,7 @@ class AdamW {
                            .correction1 = 1 - std::pow(options_.beta1, t),
                            .correction2 = 1 - std::pow(options_.beta2, t)};
       const Range own = inside(range);
-      const View<Master, 1> masters = part(OptimizerPart::master, weights).rows(own);
+      const View<Master, 1> masters = view(OptimizerPart::master, weights).rows(own);
       adamw(*backend_, gradients.rows(range), step, masters, m_.view().rows(own),
             v_.view().rows(own));
       if constexpr (has_masters) convert(*backend_, masters, weights.rows(range));
@@ -129,6 +129,7 @@ class AdamW {
   }
 
   const std::vector<ParameterSlot>& slots() const { return slots_; }
+  const AdamWOptions& options() const { return options_; }
   Range slice() const { return slice_; }
   B& backend() const { return *backend_; }
 
@@ -136,14 +137,24 @@ class AdamW {
   std::vector<index_t>& steps() { return steps_; }
   const std::vector<index_t>& steps() const { return steps_; }
 
+  /// The slice's masters or moments, in the order of the flat buffer.
+  View<Master, 1> view(OptimizerPart which, [[maybe_unused]] View<Model, 1> weights) {
+    if (which == OptimizerPart::first_moment) return m_.view();
+    if (which == OptimizerPart::second_moment) return v_.view();
+    if constexpr (has_masters)
+      return masters_.view();
+    else
+      return weights.rows(slice_);
+  }
+
   /// Copies a range of the flat buffer, inside the slice, to the host.
   void read(OptimizerPart which, View<Model, 1> weights, Range range, Master* host) {
-    backend_->download(part(which, weights).rows(inside(range)).data, host, range.size());
+    backend_->download(view(which, weights).rows(inside(range)).data, host, range.size());
   }
 
   /// The reverse; new masters go into `weights` too.
   void write(OptimizerPart which, View<Model, 1> weights, Range range, const Master* host) {
-    const View<Master, 1> to = part(which, weights).rows(inside(range));
+    const View<Master, 1> to = view(which, weights).rows(inside(range));
     backend_->upload(host, to.data, range.size());
     if constexpr (has_masters)
       if (which == OptimizerPart::master) convert(*backend_, to, weights.rows(range));
@@ -180,16 +191,6 @@ class AdamW {
     expects(slice_.begin <= range.begin && range.end <= slice_.end,
             "AdamW: the range lies outside the slice");
     return {range.begin - slice_.begin, range.end - slice_.begin};
-  }
-
-  /// Of the slice.
-  View<Master, 1> part(OptimizerPart which, [[maybe_unused]] View<Model, 1> weights) {
-    if (which == OptimizerPart::first_moment) return m_.view();
-    if (which == OptimizerPart::second_moment) return v_.view();
-    if constexpr (has_masters)
-      return masters_.view();
-    else
-      return weights.rows(slice_);
   }
 
   B* backend_;

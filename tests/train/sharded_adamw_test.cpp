@@ -1,0 +1,175 @@
+#include "dflash/train/sharded_adamw.hpp"
+
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <mutex>
+
+#include "dflash/comm/thread_communicator.hpp"
+#include "dflash/model/ulysses_attention.hpp"
+#include "dflash/train/sample_order.hpp"
+#include "dflash/train/schedule.hpp"
+#include "model/draft_fixture.hpp"
+
+using namespace dflash;
+
+namespace {
+
+struct Layout {
+  index_t replicas = 1;
+  SequenceLayout sequence;
+  index_t accumulation = 1;
+  index_t ranks() const { return replicas * sequence.ranks(); }
+};
+
+struct Run {
+  std::vector<double> loss, norm, weights;
+};
+
+/// Five optimizer steps of 6 samples each, on any layout. Accumulation cuts the step's samples into
+/// micro-steps.
+template <class T>
+Run train(const DraftConfig& config, const std::vector<MemorySample>& memory, Layout layout,
+          LossOptions loss_options = {}) {
+  using B = CpuBackend<T>;
+  Run run;
+  std::mutex mutex;
+  const DraftProblem<T> tables(config, memory, 4);
+  ThreadCommunicator::run(int(layout.ranks()), [&](ThreadCommunicator communicator) {
+    B cpu;
+    SequenceParallelGroup group(std::move(communicator), layout.sequence);
+    UlyssesAttention attention(cpu, group);
+    DFlashBlock block(attention, config.shape);
+    DraftModel model(block, config);
+    auto weights = random_parameters(cpu, config, 3), gradients = zero_parameters(cpu, config);
+    ShardedAdamW optimizer(cpu, group.world(), weights.flat(), weights.slots(),
+                           {.decay = 0.1, .max_grad_norm = 0.7});
+    SampleOrder order(index_t(memory.size()), 1);
+    const index_t batch_size = 6 / layout.accumulation;
+    for (index_t step = 0; step < 5; ++step) {
+      fill(cpu, gradients.flat(), T(0));
+      LossResult own(config.block_size);
+      for (index_t micro = 0; micro < layout.accumulation; ++micro) {
+        const Range positions = replica_positions(step, micro, batch_size, layout.accumulation,
+                                                  group.replicas(), group.replica());
+        std::vector<Sample> samples;
+        std::vector<Blocks> blocks;
+        for (index_t p = positions.begin; p < positions.end; ++p) {
+          samples.push_back(memory[std::size_t(order.sample(p))]);
+          blocks.push_back(sample_blocks(samples.back(), {.count = 4, .size = config.block_size}, 9,
+                                         std::uint64_t(order.epoch(p))));
+        }
+        if (samples.empty()) continue;
+        const auto batch = shard(cpu, group, samples, blocks, *config.mask_token);
+        typename decltype(model)::Saved saved;
+        model.forward(weights, tables.embedding(), batch, saved);
+        Tensor<B, T, 2> doutput(cpu, {batch.tokens.size(), config.shape.hidden});
+        own += draft_loss(cpu, tables.head(), saved.output.view(), batch.labels, batch.weights,
+                          config.block_size, group.rank() == 0 ? batch.samples : 0, loss_options,
+                          doutput.view());
+        model.backward(weights, batch, saved, doutput.view(), gradients);
+      }
+      const LossResult loss = sum_over_ranks(cpu, group.world(), own);
+      const double norm =
+          optimizer.step(weights.flat(), gradients.flat(),
+                         Schedule{.peak = 1e-2, .warmup = 2, .total = 5}(step), loss.denominator);
+      const std::lock_guard lock(mutex);
+      if (group.world().rank() == 0) {
+        run.loss.push_back(loss.loss());
+        run.norm.push_back(norm);
+      }
+    }
+    const std::lock_guard lock(mutex);
+    const std::vector<double> all(weights.flat().data, weights.flat().data + weights.flat().size());
+    if (run.weights.empty()) run.weights = all;
+    CHECK(std::ranges::equal(run.weights, all));  // every rank ends with the same weights
+  });
+  return run;
+}
+
+template <class T>
+void check(double loss_limit, double weight_limit, LossOptions options = {}) {
+  const auto config = small_config(true, true);
+  const auto memory = random_samples(config, {23, 5, 90, 17, 2, 41, 12, 8, 70}, 4);
+  const Run one = train<T>(config, memory, {}, options);
+  CHECK(one.loss.size() == 5);
+  double top = 0;
+  for (double w : one.weights) top = std::max(top, std::abs(w));
+  for (index_t replicas : {1, 2, 3, 4})
+    for (index_t u : {1, 2, 3})
+      for (index_t r : {1, 2})
+        for (index_t accumulation : {1, 2, 3}) {
+          const Layout layout{replicas, {u, r}, accumulation};
+          if (layout.ranks() > 8 || (accumulation > 1 && u * r * replicas > 4)) continue;
+          CAPTURE(replicas);
+          CAPTURE(u);
+          CAPTURE(r);
+          CAPTURE(accumulation);
+          const Run many = train<T>(config, memory, layout, options);
+          for (std::size_t i = 0; i < 5; ++i) {
+            CHECK(std::abs(many.loss[i] - one.loss[i]) <= loss_limit * one.loss[i]);
+            CHECK(std::abs(many.norm[i] - one.norm[i]) <= loss_limit * one.norm[i]);
+          }
+          double worst = 0;
+          for (std::size_t i = 0; i < one.weights.size(); ++i)
+            worst = std::max(worst, std::abs(many.weights[i] - one.weights[i]));
+          CHECK(worst <= weight_limit * top);
+        }
+}
+
+}  // namespace
+
+TEST_CASE("Five steps on any replicas, layout and accumulation are those of one rank, in double") {
+  SUBCASE("plain loss") { check<double>(1e-12, 1e-12, {.gamma = 4}); }
+  SUBCASE("D-PACE") { check<double>(1e-12, 1e-12, {.type = LossType::dpace}); }
+}
+
+TEST_CASE("Five steps on any replicas, layout and accumulation are those of one rank, in float") {
+  check<float>(1e-5, 1e-4, {.gamma = 4});
+}
+
+TEST_CASE("The state of all ranks makes one optimizer, and is taken back by any number of ranks") {
+  using B = CpuBackend<double>;
+  const index_t n = 37;
+  const std::vector<ParameterSlot> slots{{"a", {20}, 0, 20}, {"b", {17}, 20, 17}};
+  const auto steps = [&](int ranks, int first, int count, std::vector<double>& weights,
+                         AdamW<B>*& state, B& keeper) {
+    std::mutex mutex;
+    const std::vector<double> start = weights;
+    AdamW<B>* before = state;
+    state = nullptr;
+    ThreadCommunicator::run(ranks, [&](ThreadCommunicator world) {
+      B cpu;
+      Tensor<B, double, 1> own(cpu, {n}), gradient(cpu, {n});
+      cpu.upload(start.data(), own.view().data, n);
+      ShardedAdamW optimizer(cpu, world, own.view(), slots);
+      if (before != nullptr) optimizer.take(*before, own.view());
+      for (int step = first; step < first + count; ++step) {
+        // Only rank 0 has a gradient: the sum is the same for any number of ranks.
+        for (index_t i = 0; i < n; ++i)
+          gradient.view()(i) = world.rank() == 0 ? std::sin(double(i * (step + 1))) : 0;
+        optimizer.step(own.view(), gradient.view(), 0.01, 2.0);
+      }
+      AdamW<B> all = optimizer.whole(own.view());
+      const std::lock_guard lock(mutex);
+      if (world.rank() != 0) return;
+      weights.assign(own.view().data, own.view().data + n);
+      state = new AdamW<B>(keeper, own.view(), slots);
+      state->steps() = all.steps();
+      for (const auto part : {OptimizerPart::first_moment, OptimizerPart::second_moment})
+        keeper.copy(all.view(part, own.view()).data, state->view(part, own.view()).data, n);
+    });
+    delete before;
+  };
+  B keeper;
+  const std::vector<double> start(std::size_t(n), 0.5);
+  std::vector<double> whole = start, parts = start;
+  AdamW<B>*one = nullptr, *many = nullptr;
+  steps(1, 0, 7, whole, one, keeper);
+  steps(3, 0, 2, parts, many, keeper);
+  steps(5, 2, 3, parts, many, keeper);
+  steps(2, 5, 2, parts, many, keeper);
+  for (std::size_t i = 0; i < std::size_t(n); ++i) CHECK(std::abs(whole[i] - parts[i]) < 1e-14);
+  delete one;
+  delete many;
+}
