@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "dflash/core/attention_rule.hpp"
+#include "dflash/core/cross_entropy_part.hpp"
 #include "dflash/core/tensor.hpp"
 
 namespace dflash {
@@ -27,7 +28,8 @@ concept Operations = requires(B& b, In<T, 2> x, In<T, 2> w, Out<T, 2> y, In<T, 1
                               View<std::int32_t, 1> best, View<std::uint8_t, 1> correct, In<T, 3> q,
                               KeyValue<const T> kv, KeyValue<T> dkv, AttentionRule rule,
                               View<A, 2> lse, In<A, 2> saved_lse, Out<T, 1> flat, In<T, 1> flat_in,
-                              AdamWStep step, const typename B::FrozenMatrix& f) {
+                              AdamWStep step, const typename B::FrozenMatrix& f,
+                              View<CrossEntropyPart<A>, 1> part) {
   fill(b, y, T(0));                    // y = value
   add(b, x, y);                        // y += x
   add_rows(b, scale, y);               // y(n) += x               x (C)  y (N, C)
@@ -56,6 +58,10 @@ concept Operations = requires(B& b, In<T, 2> x, In<T, 2> w, Out<T, 2> y, In<T, 1
   // The head's cross entropy without logits in memory: of each row nll = -log softmax(x
   // w^T)[label], whether the label is the largest logit, and d nll / dx.  x, dx (R, H)  w (V, H)
   linear_cross_entropy(b, x, w, ids, rstd, correct, y);
+  // The same in parts of the vocabulary, dx not yet divided by the sum of exponentials; and, once
+  // the parts are joined, dx(n) = scale(n) dx(n) - w(ids(n)), the latter if ids(n) is a row of w.
+  linear_cross_entropy_part(b, x, w, ids, part, y);
+  linear_cross_entropy_merge(b, w, ids, saved_rstd, y);
   argmax_rows(b, x, best);  // first largest of each row
   { sum_of_squares(b, flat_in) } -> std::same_as<double>;
   adamw(b, flat_in, step, flat, flat, flat);  // (gradient, step, weight, m, v)

@@ -61,44 +61,42 @@ void cross_entropy_step(CpuPath path, RunningCrossEntropy<T> run, Range rows, in
       });
 }
 
-}  // namespace detail
-
-/// Of each row nll = -log softmax(x w^T)[label], whether the label is the first largest logit, and
-/// dx = d nll / dx (written). Takes the vocabulary part by part: each part's logits are
-/// exponentiated against the largest so far and multiplied with w again at once. Throws if a label
-/// is not a row of w. The bits of a row do not depend on the other rows.
-///                                     x, dx (R, H)  w (V, H)  label, nll, correct (R)
+/// The same, and the memory that it lies in.
 template <class T>
-void linear_cross_entropy(CpuBackend<T>& backend, In<T, 2> x, In<T, 2> w,
-                          View<const std::int32_t, 1> label, Out<T, 1> nll,
-                          View<std::uint8_t, 1> correct, Out<T, 2> dx) {
-  using namespace detail;
-  const index_t rows = x.shape[0], dim = x.shape[1], vocabulary = w.shape[0];
-  expects(w.shape[1] == dim && label.shape[0] == rows && nll.shape[0] == rows &&
-              correct.shape[0] == rows && dx.shape[0] == rows && dx.shape[1] == dim,
-          "linear_cross_entropy: shapes differ");
-  for (index_t n = 0; n < rows; ++n)
-    expects(label(n) >= 0 && label(n) < vocabulary,
-            "linear_cross_entropy: a label is not a row of w");
-  if (rows == 0) return;
+struct CrossEntropyRows {
+  CpuBuffer<T> reals;
+  CpuBuffer<double> sums;
+  CpuBuffer<std::int32_t> bests;
+  RunningCrossEntropy<T> run;
 
+  CrossEntropyRows(CpuBackend<T>& backend, View<const std::int32_t, 1> label)
+      : reals(backend.template allocate<T>(2 * label.size())),
+        sums(backend.template allocate<double>(label.size())),
+        bests(backend.template allocate<std::int32_t>(label.size())),
+        run{label.data, reals.data(), reals.data() + label.size(), sums.data(), bests.data()} {
+    std::fill_n(run.top, label.size(), -std::numeric_limits<T>::infinity());
+    std::fill_n(run.label_logit, label.size(), std::numeric_limits<T>::quiet_NaN());
+    std::fill_n(run.sum, label.size(), 0.0);
+    std::fill_n(run.best, label.size(), -1);
+  }
+};
+
+/// Runs over all logits x w^T, which never lie in memory whole: takes the vocabulary part by part,
+/// each part's logits are exponentiated against the largest so far and multiplied with w again at
+/// once. dx = sum of e^(logit - top) w (written).              x, dx (R, H)  w (V, H)
+template <class T>
+void run_over_logits(CpuBackend<T>& backend, In<T, 2> x, In<T, 2> w,
+                     const RunningCrossEntropy<T>& run, Out<T, 2> dx) {
+  const index_t rows = x.shape[0], dim = x.shape[1], vocabulary = w.shape[0];
+  if (vocabulary == 0) std::fill_n(dx.data, dx.size(), T(0));
+  if (rows == 0 || vocabulary == 0) return;
   const GemmKernel<T>& kernel = backend.gemm_kernel();
   const index_t most = std::clamp<index_t>((1 << 20) / (dim + 1) / 64 * 64, 128, 512),
                 part = std::min(most, (vocabulary + 63) / 64 * 64), step = part + 16, height = 96,
                 tiles = (rows + height - 1) / height;
   auto logits = backend.template allocate<T>(backend.threads() * height * step);
   auto by_word = backend.template allocate<T>(part * dim),
-       by_dim = backend.template allocate<T>(part * kernel.padded(dim)),
-       reals = backend.template allocate<T>(2 * rows);
-  auto sums = backend.template allocate<double>(rows);
-  auto bests = backend.template allocate<std::int32_t>(rows);
-  const RunningCrossEntropy<T> run{label.data, reals.data(), reals.data() + rows, sums.data(),
-                                   bests.data()};
-  std::fill_n(run.top, rows, -std::numeric_limits<T>::infinity());
-  std::fill_n(run.label_logit, rows, std::numeric_limits<T>::quiet_NaN());
-  std::fill_n(run.sum, rows, 0.0);
-  std::fill_n(run.best, rows, -1);
-
+       by_dim = backend.template allocate<T>(part * kernel.padded(dim));
   for (index_t first = 0; first < vocabulary; first += part) {
     const index_t words = std::min(part, vocabulary - first), width = (words + 63) / 64 * 64,
                   panel = kernel.panel_columns(), word_panels = kernel.panels(words);
@@ -125,6 +123,29 @@ void linear_cross_entropy(CpuBackend<T>& backend, In<T, 2> x, In<T, 2> w,
                {0, words}, dx.data + r.begin * dim, dim, first > 0);
     });
   }
+}
+
+}  // namespace detail
+
+/// Of each row nll = -log softmax(x w^T)[label], whether the label is the first largest logit, and
+/// dx = d nll / dx (written). Throws if a label is not a row of w. The bits of a row do not depend
+/// on the other rows.
+///                                     x, dx (R, H)  w (V, H)  label, nll, correct (R)
+template <class T>
+void linear_cross_entropy(CpuBackend<T>& backend, In<T, 2> x, In<T, 2> w,
+                          View<const std::int32_t, 1> label, Out<T, 1> nll,
+                          View<std::uint8_t, 1> correct, Out<T, 2> dx) {
+  using namespace detail;
+  const index_t rows = x.shape[0], dim = x.shape[1], vocabulary = w.shape[0];
+  expects(w.shape[1] == dim && label.shape[0] == rows && nll.shape[0] == rows &&
+              correct.shape[0] == rows && dx.shape[0] == rows && dx.shape[1] == dim,
+          "linear_cross_entropy: shapes differ");
+  for (index_t n = 0; n < rows; ++n)
+    expects(label(n) >= 0 && label(n) < vocabulary,
+            "linear_cross_entropy: a label is not a row of w");
+  CrossEntropyRows<T> all(backend, label);
+  const RunningCrossEntropy<T>& run = all.run;
+  run_over_logits(backend, x, w, run, dx);
   backend.parallel_for(rows, rows * dim, [&](index_t n, int) {
     const T share = T(1 / run.sum[n]);
     const T* const row = w.data + label(n) * dim;

@@ -1,29 +1,12 @@
 #pragma once
 
 #include <string>
-#include <type_traits>
 
-#include "dflash/comm/tensor_parallel_group.hpp"
+#include "dflash/comm/rank_sums.hpp"
 #include "dflash/core/operations.hpp"
 #include "dflash/model/weight_source.hpp"
 
 namespace dflash {
-
-/// x = sum of the ranks' x, in accumulator precision; nothing is done on a group of one.
-template <Backend B, Communicator C, class T, int Rank>
-void sum_over_ranks(B& backend, TensorParallelGroup<C>& group, View<T, Rank> x) {
-  using A = typename B::accumulator_type;
-  if (group.size() == 1) return;
-  const View<T, 1> flat = reshape<1>(x, {x.size()});
-  if constexpr (std::is_same_v<T, A>) {
-    group.communicator().all_reduce_sum(backend, flat);
-  } else {
-    Tensor<B, A, 1> wide(backend, {x.size()});
-    convert(backend, View<const T, 1>(flat), wide.view());
-    group.communicator().all_reduce_sum(backend, wide.view());
-    convert(backend, View<const A, 1>(wide.view()), flat);
-  }
-}
 
 /// A linear layer y = x w^T + bias whose output features are split: a rank holds some rows of w and
 /// of the bias, and computes those columns of y from the whole x. Weights may be views, or frozen.
