@@ -2,7 +2,7 @@
 
 #include <string>
 
-#include "dflash/comm/rank_sums.hpp"
+#include "dflash/comm/group_operations.hpp"
 #include "dflash/core/operations.hpp"
 #include "dflash/model/weight_source.hpp"
 

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "dflash/comm/collective_bytes.hpp"
-#include "dflash/comm/rank_sums.hpp"
+#include "dflash/comm/group_operations.hpp"
 #include "dflash/comm/traffic.hpp"
 #include "dflash/model/vocabulary_parallel.hpp"
 #include "dflash/train/draft_loss.hpp"
@@ -46,7 +46,8 @@ class SplitHead {
       label.insert(label.end(), chunk.label.begin(), chunk.label.end());
     }
     const std::vector<index_t> one(ranks(), 1), own{index_t(rows.size())};
-    const auto chunks_of = gathered(own, one), all_rows = gathered(rows, chunks_of);
+    const auto chunks_of = gathered(*backend_, *group_, own, one),
+               all_rows = gathered(*backend_, *group_, rows, chunks_of);
     const index_t rounds = *std::max_element(chunks_of.begin(), chunks_of.end());
     rows_.assign(std::size_t(rounds), std::vector<index_t>(ranks()));
     labels_.assign(std::size_t(rounds), {});
@@ -57,7 +58,7 @@ class SplitHead {
         rows_[std::size_t(round)][rank] = *next;
         labels_of[rank] += *next;
       }
-    const auto labels = gathered(label, labels_of);
+    const auto labels = gathered(*backend_, *group_, label, labels_of);
     auto from = labels.begin();
     for (std::size_t rank = 0; rank < ranks(); ++rank)
       for (std::size_t round = 0; round < rows_.size(); ++round) {
@@ -102,18 +103,6 @@ class SplitHead {
     return {begin, begin + rows[std::size_t(group_->rank())]};
   }
 
-  /// Everybody's values, in the order of the ranks.
-  template <class U>
-  std::vector<U> gathered(const std::vector<U>& own, const std::vector<index_t>& counts) {
-    index_t total = 0;
-    for (const index_t count : counts) total += count;
-    const auto there = uploaded(*backend_, own.data(), index_t(own.size()));
-    Tensor<B, U, 1> all(*backend_, {total});
-    group_->communicator().all_gather(*backend_, there.view(), counts, all.view());
-    std::vector<U> result(static_cast<std::size_t>(total));
-    backend_->download(all.view().data, result.data(), total);
-    return result;
-  }
   std::vector<Part> gathered_parts(const Tensor<B, Part, 1>& own) {
     const std::vector<index_t> counts(ranks(), own.size());
     Tensor<B, Part, 1> all(*backend_, {own.size() * group_->size()});
