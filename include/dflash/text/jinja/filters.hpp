@@ -13,6 +13,8 @@
 
 namespace dflash::jinja {
 
+inline Filter find_filter(std::string_view name);
+
 namespace detail {
 
 inline Value filter_default(const Value& v, const Arguments& a) {
@@ -82,6 +84,21 @@ inline Value filter_tojson(const Value& v, const Arguments& a) {
   return json_text(v, style);
 }
 
+inline Value filter_map(const Value& v, const Arguments& a) {
+  List out;
+  if (!truth(v)) return out;
+  if (a.positional.empty()) {
+    const Value& path = a.need(0, "attribute");
+    const Value* fallback = a.find(1, "default");
+    for (const Value& one : items_of(v)) out.push_back(follow(one, path, fallback));
+  } else {
+    const Filter filter = find_filter(string_of(a.positional[0], "the name of a filter"));
+    const Arguments rest = behind(a, 1);
+    for (const Value& one : items_of(v)) out.push_back(filter(one, rest));
+  }
+  return out;
+}
+
 }  // namespace detail
 
 /// The filters behind `|`.
@@ -96,6 +113,7 @@ inline const std::unordered_map<std::string_view, Filter>& filters() {
         {"abs", filter_abs},
         {"round", filter_round},
         {"tojson", filter_tojson},
+        {"map", filter_map},
         {"attr",
          [](const Value& v, const Arguments& a) {
            return attribute(v, string_of(a.need(0, "name"), "the name of an attribute"));
@@ -107,8 +125,6 @@ inline const std::unordered_map<std::string_view, Filter>& filters() {
   }();
   return all;
 }
-
-inline bool is_filter(std::string_view name) { return filters().contains(name); }
 
 /// Failure for a filter that is not known.
 inline Filter find_filter(std::string_view name) {

@@ -30,7 +30,7 @@ struct Rendering {
 
   // Far above what a conversation needs; they end templates that would not end.
   static constexpr int deepest = 1000;
-  static constexpr long most_steps = 5'000'000;
+  static constexpr long most_steps = 2'000'000;
   static constexpr std::size_t longest_text = std::size_t(1) << 28;
 
   void print(std::string_view text) {

@@ -11,8 +11,6 @@
 
 namespace dflash::jinja {
 
-inline Filter find_filter(std::string_view name);
-
 namespace detail {
 
 /// What "a.b.0" leads to from a value; the fallback, if any, stands in for each missing part.
@@ -35,21 +33,6 @@ inline Arguments behind(const Arguments& a, std::size_t skipped) {
     rest.positional.assign(a.positional.begin() + std::ptrdiff_t(skipped), a.positional.end());
   rest.named = a.named;
   return rest;
-}
-
-inline Value filter_map(const Value& v, const Arguments& a) {
-  List out;
-  if (!truth(v)) return out;
-  if (a.positional.empty()) {
-    const Value& path = a.need(0, "attribute");
-    const Value* fallback = a.find(1, "default");
-    for (const Value& one : items_of(v)) out.push_back(follow(one, path, fallback));
-  } else {
-    const Filter filter = find_filter(string_of(a.positional[0], "the name of a filter"));
-    const Arguments rest = behind(a, 1);
-    for (const Value& one : items_of(v)) out.push_back(filter(one, rest));
-  }
-  return out;
 }
 
 /// select, reject, selectattr and rejectattr.
@@ -180,7 +163,6 @@ inline Value filter_items(const Value& v, const Arguments& a) {
 inline const std::unordered_map<std::string_view, Filter>& sequence_filters() {
   using namespace detail;
   static const std::unordered_map<std::string_view, Filter> all = {
-      {"map", filter_map},
       {"select", filter_select<true, false>},
       {"reject", filter_select<false, false>},
       {"selectattr", filter_select<true, true>},

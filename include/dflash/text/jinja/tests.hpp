@@ -9,8 +9,6 @@ namespace dflash::jinja {
 
 using Test = bool (*)(const Value& value, const Arguments& arguments);
 
-inline bool is_filter(std::string_view name);
-
 namespace detail {
 
 template <int wanted_remainder>
@@ -92,12 +90,6 @@ inline const std::unordered_map<std::string_view, Test>& tests() {
          return truth(is_case<lower_case, upper_case>(text_of(v), a));
        }},
       {"escaped", [](const Value&, const Arguments&) { return false; }},
-      {"filter", [](const Value& v,
-                    const Arguments&) { return is_filter(string_of(v, "the name of a filter")); }},
-      {"test",
-       [](const Value& v, const Arguments&) {
-         return tests().contains(string_of(v, "the name of a test"));
-       }},
   };
   return all;
 }
