@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -12,9 +13,13 @@
 #include "dflash/core/random.hpp"
 #include "dflash/cpu.hpp"
 #include "dflash/decode/greedy.hpp"
+#include "dflash/decode/speculative_decoder.hpp"
+#include "dflash/model/dflash_block.hpp"
+#include "dflash/model/draft_model.hpp"
 #include "dflash/model/parallel_linear.hpp"
 #include "dflash/model/target_model.hpp"
 #include "dflash/model/target_traffic.hpp"
+#include "dflash/model/vocabulary_parallel.hpp"
 #include "model/target_fixture.hpp"
 
 /// What tensor-parallel models must do on any communicator. Each check is called by all ranks of a
@@ -196,6 +201,79 @@ void check_target(C& world, index_t degree, const std::filesystem::path& folder)
   }
   const auto prompt = std::span(tokens).first(9);
   CHECK(greedy(many, prompt, 25, {}) == greedy(one, prompt, 25, {}));
+}
+
+/// Rows of a split embedding are those of the whole one, for the same tokens or each rank's own.
+template <class T, class C>
+void check_embedding(C& world, index_t degree, index_t vocabulary,
+                     const std::vector<index_t>& tokens_of) {
+  using B = CpuBackend<T>;
+  constexpr index_t hidden = 5;
+  B cpu;
+  TensorParallelGroup<C> group(world, degree);
+  const auto all = random_matrix<T>(cpu, vocabulary, hidden, 1);
+  const Range own = group.share().of(vocabulary);
+  const auto rows = part_of<T>(cpu, all.view(), own, {0, hidden});
+  const VocabularySlice<T> slice{rows.view(), own.begin, vocabulary};
+  const auto check = [&](const std::vector<std::int32_t>& tokens, auto&& gather) {
+    const index_t n = index_t(tokens.size());
+    const auto ids = uploaded(cpu, tokens.data(), n);
+    Matrix<T> expected(cpu, {n, hidden}), actual(cpu, {n, hidden});
+    gather_rows(cpu, all.view(), ids.view(), expected.view());
+    gather(tokens, ids.view(), actual.view());
+    CHECK(host<T>(actual.view()) == host<T>(expected.view()));
+  };
+  check(some_tokens(17, vocabulary),
+        [&](auto& tokens, auto, auto y) { gather_vocabulary_rows(cpu, group, slice, tokens, y); });
+  std::vector<index_t> distinct;
+  for (index_t rank = 0; rank < degree; ++rank) {
+    const index_t n = tokens_of[std::size_t(rank)];
+    const auto tokens = some_tokens(n, vocabulary, std::uint64_t(rank));
+    distinct.push_back(index_t(std::set(tokens.begin(), tokens.end()).size()));
+  }
+  const Traffic before = group.communicator().traffic();
+  check(some_tokens(tokens_of[std::size_t(group.rank())], vocabulary, std::uint64_t(group.rank())),
+        [&](auto&, auto ids, auto y) { gather_own_vocabulary_rows(cpu, group, slice, ids, y); });
+  CHECK(group.communicator().traffic() - before ==
+        own_vocabulary_rows_traffic<B>(group.share(), hidden, distinct));
+}
+
+/// A draft's proposals and their fate do not depend on the number of ranks that hold the target.
+template <class T, class C>
+void check_speculation(C& world, index_t degree, const std::filesystem::path& folder) {
+  using B = CpuBackend<T>;
+  B cpu;
+  const TargetModel<B> one(cpu, folder);
+  TensorParallelGroup<C> group(world, degree);
+  const TargetModel<B, C> many(cpu, group, folder);
+  nlohmann::json json{{"hidden_size", one.config().hidden},
+                      {"intermediate_size", 20},
+                      {"num_hidden_layers", 2},
+                      {"num_attention_heads", 2},
+                      {"num_key_value_heads", 1},
+                      {"head_dim", 8},
+                      {"vocab_size", one.config().vocabulary},
+                      {"block_size", 4},
+                      {"num_target_layers", one.config().layers}};
+  json["dflash_config"] = {{"target_layer_ids", {0, 2}}, {"mask_token_id", 2}};
+  const DraftConfig config = DraftConfig::from_json(json, "config.json");
+  const auto weights = random_parameters(cpu, config, 5);
+  const LocalAttention attention(cpu);
+  const DFlashBlock block(attention, config.shape);
+  const DraftModel model(block, config);
+  SpeculativeDecoder alone(one, model, weights, 2), together(many, model, weights, 2);
+  const auto prompt = some_tokens(9, one.config().vocabulary);
+  for (const double temperature : {0.0, 0.8}) {
+    const DecodeOptions options{
+        .max_new_tokens = 30, .temperature = temperature, .draft_temperature = temperature};
+    const SpeculativeAnswer expected = alone.decode(prompt, options),
+                            actual = together.decode(prompt, options);
+    CHECK(actual.tokens == expected.tokens);
+    CHECK(actual.drafted == expected.drafted);
+    REQUIRE(actual.cycles.size() == expected.cycles.size());
+    for (std::size_t i = 0; i < expected.cycles.size(); ++i)
+      CHECK(actual.cycles[i].draft_tokens == expected.cycles[i].draft_tokens);
+  }
 }
 
 }  // namespace tensor_parallel_suite

@@ -106,6 +106,24 @@ TEST_CASE("A trained target over ranks is the target of one") {
     });
 }
 
+TEST_CASE("Speculative decoding does not depend on the number of ranks") {
+  const RandomTarget files(headed_config("qwen3", 6, 2));
+  for (const int degree : {1, 2, 3, 4})
+    ThreadCommunicator::run(degree, [&](ThreadCommunicator world) {
+      tensor_parallel_suite::check_speculation<double>(world, degree, files.folder);
+    });
+}
+
+TEST_CASE("Ranks share an embedding, for the same tokens or for tokens of their own") {
+  for (const int degree : {1, 2, 3, 4})
+    for (const index_t vocabulary : {50, 3}) {
+      ThreadCommunicator::run(degree, [&](ThreadCommunicator world) {
+        tensor_parallel_suite::check_embedding<float>(world, degree, vocabulary, {11, 0, 4, 90});
+        tensor_parallel_suite::check_embedding<double>(world, degree, vocabulary, {0, 0, 0, 0});
+      });
+    }
+}
+
 TEST_CASE("Groups of a world serve targets of their own") {
   const RandomTarget files(headed_config("qwen3", 6, 2));
   ThreadCommunicator::run(

@@ -16,26 +16,20 @@ enum class SlidingLayers {
 };
 
 /// A trained draft at work: it keeps keys and values of the context it has seen, and proposes the
-/// tokens of one block at a time. The model, weights and embedding outlive it.
+/// tokens of one block at a time. The model and its weights outlive it.
 template <class Model>
 class DraftDecoder {
  public:
   using B = typename Model::B;
   using T = typename B::value_type;
 
-  /// embedding (V, H) is the target's.
-  DraftDecoder(const Model& model, const Parameters<B>& weights, In<T, 2> embedding,
-               std::int32_t mask_token, SlidingLayers sliding = SlidingLayers::as_trained)
+  DraftDecoder(const Model& model, const Parameters<B>& weights,
+               SlidingLayers sliding = SlidingLayers::as_trained)
       : model_(&model),
         weights_(&weights),
-        embedding_(embedding),
-        mask_token_(mask_token),
         sliding_(sliding),
         cache_(model.backend(), model.config().layers, model.config().shape.kv_heads,
-               model.config().shape.head_dim) {
-    expects(mask_token >= 0 && mask_token < embedding.shape[0],
-            "the mask token has a row in the embedding");
-  }
+               model.config().shape.head_dim) {}
 
   index_t block_size() const { return model_->config().block_size; }
   index_t context_length() const { return cache_.length(); }
@@ -66,19 +60,15 @@ class DraftDecoder {
     cache_.append(n);
   }
 
-  /// The hidden states of a block that starts behind the context with the given token.  (K, H)
-  typename Model::Matrix block(std::int32_t anchor_token) {
+  /// The hidden states of a block that starts behind the context, from the embeddings of its tokens
+  /// (one that is known, then masks).                                        x, result (K, H)
+  typename Model::Matrix block(typename Model::Matrix x) {
     B& backend = model_->backend();
-    const index_t k = block_size(), length = cache_.length(),
-                  hidden = model_->config().shape.hidden;
-    std::vector<std::int32_t> tokens(std::size_t(k), mask_token_);
-    tokens[0] = anchor_token;
-    const auto ids = uploaded(backend, tokens.data(), k);
+    const index_t k = block_size(), length = cache_.length();
+    expects(x.view().shape[0] == k, "DraftDecoder: x must have as many rows as a block");
     const index_t zero = 0;
     const auto begin = uploaded(backend, &zero, 1), end = uploaded(backend, &length, 1);
     const auto rope = tables(length, k);
-    typename Model::Matrix x(backend, {k, hidden});
-    gather_rows(backend, embedding_, ids.view(), x.view());
     for (index_t layer = 0; layer < model_->config().layers; ++layer) {
       BlockGeometry<T> at{{}, {}, rope.cos.view(), rope.sin.view(), {begin.view(), end.view(), k}};
       if (sliding_ == SlidingLayers::as_trained)
@@ -91,7 +81,7 @@ class DraftDecoder {
       x = model_->block().forward((**weights_).layers[std::size_t(layer)], x.view(), at, context,
                                   saved);
     }
-    typename Model::Matrix y(backend, {k, hidden});
+    typename Model::Matrix y(backend, {k, model_->config().shape.hidden});
     typename Model::Vector rstd;
     model_->final_norm(*weights_, x.view(), y.view(), rstd);
     return y;
@@ -107,8 +97,6 @@ class DraftDecoder {
 
   const Model* model_;
   const Parameters<B>* weights_;
-  In<T, 2> embedding_;
-  std::int32_t mask_token_;
   SlidingLayers sliding_;
   KeyValueCache<B> cache_;
 };

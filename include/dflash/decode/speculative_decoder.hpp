@@ -37,19 +37,23 @@ struct SpeculativeAnswer {
 };
 
 /// Speculative decoding of a target with a DFlash draft (arXiv:2602.06036). Greedy output is that
-/// of plain greedy decoding, token by token; sampled output has the target's distribution.
-template <class Model>
+/// of plain greedy decoding, token by token; sampled output has the target's distribution. If the
+/// target lies on several ranks, all of them decode the same prompts, with whole drafts.
+template <class Model, Communicator C = SingleProcess>
 class SpeculativeDecoder {
  public:
   using B = typename Model::B;
   using T = typename B::value_type;
 
-  SpeculativeDecoder(const TargetModel<B>& target, const Model& model, const Parameters<B>& weights,
-                     std::int32_t mask_token, SlidingLayers sliding = SlidingLayers::as_trained)
+  SpeculativeDecoder(const TargetModel<B, C>& target, const Model& model,
+                     const Parameters<B>& weights, std::int32_t mask_token,
+                     SlidingLayers sliding = SlidingLayers::as_trained)
       : target_(&target),
         layers_(model.config().target_layer_ids),
-        head_(freeze(target.backend(), target.lm_head())),
-        draft_(model, weights, target.embedding(), mask_token, sliding) {
+        mask_token_(mask_token),
+        draft_(model, weights, sliding) {
+    expects(mask_token >= 0 && mask_token < target.config().vocabulary,
+            "the mask token has a row in the embedding");
     if (model.config().shape.hidden != target.config().hidden)
       throw Error("the draft's hidden_size " + std::to_string(model.config().shape.hidden) +
                   " is not the target's " + std::to_string(target.config().hidden));
@@ -117,10 +121,11 @@ class SpeculativeDecoder {
   /// Fills the cycle's draft tokens, the first of which stands at `position`. Returns their logits.
   Matrix propose(std::int32_t anchor_token, index_t position, const DecodeOptions& options,
                  const SamplingRandom& random, DecodeCycle& cycle) {
-    const auto hidden = draft_.block(anchor_token);
     const index_t k = draft_.block_size();
-    Matrix logits(target_->backend(), {k - 1, target_->config().vocabulary});
-    linear(target_->backend(), hidden.view().rows({1, k}), head_, logits.view());
+    std::vector<std::int32_t> tokens(std::size_t(k), mask_token_);
+    tokens[0] = anchor_token;
+    const auto hidden = draft_.block(target_->embed(tokens));
+    Matrix logits = target_->head_logits(hidden.view().rows({1, k}));
     if (options.temperature == 0 || options.draft_temperature == 0) {
       cycle.draft_tokens = largest(logits.view());
     } else {
@@ -162,9 +167,9 @@ class SpeculativeDecoder {
     stopped_ = std::find(stops.begin(), stops.end(), token) != stops.end();
   }
 
-  const TargetModel<B>* target_;
+  const TargetModel<B, C>* target_;
   std::vector<index_t> layers_;
-  typename B::FrozenMatrix head_;
+  std::int32_t mask_token_;
   DraftDecoder<Model> draft_;
   bool stopped_ = false;
 };

@@ -54,14 +54,20 @@ class DraftModel {
   /// The draft's hidden states of the batch's block rows, in saved.output. `embedding` (V, H) is
   /// the target's.
   void forward(const Weights& weights, In<T, 2> embedding, const Batch<B>& batch, Saved& s) const {
+    Matrix x(backend(), {batch.tokens.size(), config_.shape.hidden});
+    gather_rows(backend(), embedding, batch.tokens.view(), x.view());
+    forward_embedded(weights, std::move(x), batch, s);
+  }
+
+  /// The same of block rows whose tokens are embedded already.                       x (N * K, H)
+  void forward_embedded(const Weights& weights, Matrix x, const Batch<B>& batch, Saved& s) const {
     const auto& w = *weights;
     s.context_rope = rope_tables(batch.context_position.view());
     s.block_rope = rope_tables(batch.block_position.view());
     fuse(weights, batch.features.view(), s.fused, s.context, s.context_rstd);
 
     s.x.clear();
-    s.x.push_back(Matrix(backend(), {batch.tokens.size(), config_.shape.hidden}));
-    gather_rows(backend(), embedding, batch.tokens.view(), s.x.back().view());
+    s.x.push_back(std::move(x));
     s.context_layers.resize(w.layers.size());
     s.layers.resize(w.layers.size());
     // The next layer's context is on its way while this layer computes.

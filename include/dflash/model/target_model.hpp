@@ -120,6 +120,28 @@ class TargetModel {
     return output;
   }
 
+  /// The embeddings of some tokens, whole on every rank. Error if one is outside the vocabulary.
+  ///                                                                               result (n, H)
+  Tensor<B, T, 2> embed(std::span<const std::int32_t> tokens) const {
+    for (std::size_t i = 0; i < tokens.size(); ++i)
+      if (tokens[i] < 0 || tokens[i] >= config_.vocabulary)
+        throw Error("token " + std::to_string(tokens[i]) + " at row " + std::to_string(i) +
+                    " is outside the target's vocabulary of " + std::to_string(config_.vocabulary));
+    Tensor<B, T, 2> x(*backend_, {index_t(tokens.size()), config_.hidden});
+    gather_vocabulary_rows(*backend_, *group_, ends_.embedding_slice(), tokens, x.view());
+    return x;
+  }
+
+  /// The head's logits of rows that have passed a final norm, the target's or a draft's.
+  ///                                                             hidden (n, H)  result (n, V)
+  Tensor<B, T, 2> head_logits(In<T, 2> hidden) const {
+    // Capture has no use for the head in the order of products: it is made when first needed.
+    std::call_once(head_->made, [&] { head_->matrix = freeze(*backend_, lm_head()); });
+    Tensor<B, T, 2> y(*backend_, {hidden.shape[0], cut_.vocabulary.size()});
+    linear(*backend_, hidden, *head_->matrix, y.view());
+    return gather_columns(*backend_, *group_, std::move(y), config_.vocabulary);
+  }
+
  private:
   using Activations = Tensor<B, T, 2>;
   using Group = TensorParallelGroup<C>;
@@ -170,12 +192,12 @@ class TargetModel {
       capture.take(layer, x.view());
     }
     if (request.last_hidden) output.last_hidden = final_norm(x.view());
-    if (request.logits == Logits::all) output.logits = logits(x.view());
+    if (request.logits == Logits::all) output.logits = head_logits(final_norm(x.view()).view());
     if (request.logits == Logits::last) {
       const auto ids = uploaded(*backend_, rows.last.data(), index_t(rows.last.size()));
       Activations last(*backend_, {index_t(rows.last.size()), config_.hidden});
       gather_rows(*backend_, x.view(), ids.view(), last.view());
-      output.logits = logits(last.view());
+      output.logits = head_logits(final_norm(last.view()).view());
     }
     return output;
   }
@@ -212,30 +234,12 @@ class TargetModel {
     Tensor<B, std::int32_t, 1> place_;
   };
 
-  Activations embed(std::span<const std::int32_t> tokens) const {
-    for (std::size_t i = 0; i < tokens.size(); ++i)
-      if (tokens[i] < 0 || tokens[i] >= config_.vocabulary)
-        throw Error("token " + std::to_string(tokens[i]) + " at row " + std::to_string(i) +
-                    " is outside the target's vocabulary of " + std::to_string(config_.vocabulary));
-    Activations x(*backend_, {index_t(tokens.size()), config_.hidden});
-    gather_vocabulary_rows(*backend_, *group_, ends_.embedding_slice(), tokens, x.view());
-    return x;
-  }
-
   Activations final_norm(In<T, 2> x) const {
     using A = typename B::accumulator_type;
     Activations y(*backend_, {x.shape[0], x.shape[1]});
     Tensor<B, A, 1> rstd(*backend_, {x.shape[0]});
     rms_norm(*backend_, x, final_norm_.view(), A(config_.eps), y.view(), rstd.view());
     return y;
-  }
-
-  Activations logits(In<T, 2> x) const {
-    // Capture has no use for the head in the order of products: it is made when first needed.
-    std::call_once(head_->made, [&] { head_->matrix = freeze(*backend_, lm_head()); });
-    Activations y(*backend_, {x.shape[0], cut_.vocabulary.size()});
-    linear(*backend_, final_norm(x).view(), *head_->matrix, y.view());
-    return gather_columns(*backend_, *group_, std::move(y), config_.vocabulary);
   }
 
   index_t layers_needed(const TargetRequest& request) const {
