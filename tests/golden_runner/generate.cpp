@@ -36,8 +36,7 @@ void run_generate(const GoldenCase& c, Report& report) {
     std::vector<std::int32_t> draft_tokens, target_tokens;
     for (const DecodeCycle& cycle : answer.cycles) {
       accept.push_back(cycle.accepted + 1);
-      draft_tokens.insert(draft_tokens.end(), cycle.draft_tokens.begin(),
-                          cycle.draft_tokens.end());
+      draft_tokens.insert(draft_tokens.end(), cycle.draft_tokens.begin(), cycle.draft_tokens.end());
       target_tokens.insert(target_tokens.end(), cycle.target_tokens.begin(),
                            cycle.target_tokens.end());
     }

@@ -96,6 +96,7 @@ class Report {
 
 void run_anchors(const GoldenCase&, Report&);
 void run_chat(const std::filesystem::path& folder, Report&);
+void run_collator(const GoldenCase&, Report&);
 void run_draft_forward(const GoldenCase&, Report&);
 void run_features(const GoldenCase&, Report&);
 void run_generate(const GoldenCase&, Report&);
@@ -105,9 +106,11 @@ void run_optimizer(const GoldenCase&, Report&);
 void run_prepare_filter(const GoldenCase&, Report&);
 void run_replay(const GoldenCase&, Report&);
 void run_schedule(const GoldenCase&, Report&);
+void run_sp_scatter(const GoldenCase&, Report&);
 void run_target(const GoldenCase&, Report&);
 void run_tokenizer(const std::filesystem::path& folder, Report&);
 void run_train_step(const GoldenCase&, Report&);
 void run_train_step_bf16(const GoldenCase&, Report&);
+void run_usp_step(const GoldenCase&, Report&);
 
 }  // namespace golden
