@@ -62,6 +62,18 @@ struct UlyssesPlan {
 
   index_t accumulator_size = 1;  // of log-sum-exp and delta, in elements of the exchanged type
 
+  /// Elements that a rank sends to others in one layer's forward and backward: in three collectives
+  /// each, the context's among them.
+  index_t sent_by(index_t rank) const {
+    index_t sum = 0;
+    for (index_t other = 0; other < ranks(); ++other)
+      if (other != rank)
+        sum += context_in(rank, other) + blocks_in(rank, other) + blocks_out(rank, other) +
+               gradients_in(rank, other) + gradients_out(rank, other) + context_out(rank, other);
+    return sum;
+  }
+  static constexpr index_t collectives = 6;  // all-to-alls of one layer, forward and backward
+
   /// Throws Error if a worker would have no head.
   void check() const {
     if (layout.ulysses > heads)
