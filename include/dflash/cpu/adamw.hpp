@@ -21,19 +21,30 @@ void adamw(CpuBackend<T>& backend, In<T, 1> gradient, AdamWStep step, Out<T, 1> 
           rate = T(step.rate / step.correction1), root = T(std::sqrt(step.correction2)),
           eps = T(step.eps), scale = T(step.gradient_scale);
   backend.for_parts(size, 8, [&](Range part) {
-    detail::on_path(
-        backend.path(), [=]() __attribute__((always_inline)) {
-          const T* __restrict from = gradient.data;
-          T* __restrict w = weight.data;
-          T* __restrict first = m.data;
-          T* __restrict second = v.data;
-          for (index_t i = part.begin; i < part.end; ++i) {
-            const T g = from[i] * scale;
-            first[i] = beta1 * first[i] + rest1 * g;
-            second[i] = beta2 * second[i] + rest2 * (g * g);
-            w[i] = w[i] * keep - rate * first[i] / (std::sqrt(second[i]) / root + eps);
-          }
-        });
+    constexpr index_t few = 512;
+    T root_of_v[few];
+    for (index_t begin = part.begin; begin < part.end; begin += few) {
+      const index_t count = std::min(few, part.end - begin);
+      const T* __restrict from = gradient.data + begin;
+      T* __restrict w = weight.data + begin;
+      T* __restrict first = m.data + begin;
+      T* __restrict second = v.data + begin;
+      T* __restrict roots = root_of_v;
+      detail::on_path(
+          backend.path(), [=]() __attribute__((always_inline)) {
+            for (index_t i = 0; i < count; ++i) {
+              const T g = from[i] * scale;
+              first[i] = beta1 * first[i] + rest1 * g;
+              roots[i] = second[i] = beta2 * second[i] + rest2 * (g * g);
+            }
+          });
+      detail::square_roots(backend.path(), root_of_v, count);
+      detail::on_path(
+          backend.path(), [=]() __attribute__((always_inline)) {
+            for (index_t i = 0; i < count; ++i)
+              w[i] = w[i] * keep - rate * first[i] / (roots[i] / root + eps);
+          });
+    }
   });
 }
 

@@ -21,8 +21,8 @@ template <class T, class X, int Rank>
 requires(std::is_same_v<std::remove_const_t<X>, T>) void add(CpuBackend<T>& backend,
                                                              View<X, Rank> x, View<T, Rank> y) {
   expects(x.size() == y.size(), "add: shapes differ");
-  backend.for_parts(y.size(), 1, [&](Range part) {
-    for (index_t i = part.begin; i < part.end; ++i) y.data[i] += x.data[i];
+  backend.for_parts(y.size(), 1, [from = x.data, to = y.data](Range part) {
+    for (index_t i = part.begin; i < part.end; ++i) to[i] += from[i];
   });
 }
 
@@ -31,7 +31,7 @@ template <class T>
 void add_rows(CpuBackend<T>& backend, In<T, 1> x, Out<T, 2> y) {
   expects(x.shape[0] == y.shape[1], "add_rows: x must be as wide as y");
   const index_t columns = y.shape[1];
-  backend.for_parts(y.shape[0], columns, [&](Range part) {
+  backend.for_parts(y.shape[0], columns, [=](Range part) {
     for (index_t n = part.begin; n < part.end; ++n)
       for (index_t c = 0; c < columns; ++c) y.data[n * columns + c] += x.data[c];
   });
@@ -42,7 +42,7 @@ template <class T>
 void scale_rows(CpuBackend<T>& backend, In<T, 1> x, Out<T, 2> y) {
   expects(x.shape[0] == y.shape[0], "scale_rows: x must be as long as y");
   const index_t columns = y.shape[1];
-  backend.for_parts(y.shape[0], columns, [&](Range part) {
+  backend.for_parts(y.shape[0], columns, [=](Range part) {
     for (index_t n = part.begin; n < part.end; ++n) {
       const T factor = x(n);
       for (index_t c = 0; c < columns; ++c) y.data[n * columns + c] *= factor;

@@ -12,7 +12,7 @@ namespace dflash::detail {
 /// Elements of b in a block of columns (a share of the third cache level), of a in a block of rows
 /// and of b in a group of panels (shares of the second).
 inline constexpr index_t column_block_size = 1 << 20, row_block_size = 1 << 17,
-                         panel_group_size = 1 << 15;
+                         panel_group_size = 1 << 16;
 
 /// Rows [begin, end) of tile `i` of `tiles` nearly equal ones.
 inline Range tile_rows(index_t rows, index_t tiles, index_t i) {
@@ -58,12 +58,16 @@ void multiply(const GemmKernel<T>& kernel, RowsOfA a, index_t rows, Panels<T> b,
 template <class T>
 void pack_tiles(const GemmKernel<T>& kernel, Strided<T> a, index_t rows, index_t k, T* to) {
   const index_t tiles = (rows + kernel.rows - 1) / kernel.rows;
-  for (index_t strip = 0; strip < k; strip += 16)  // few pages of a at a time
+  for (index_t strip = 0; strip < k; strip += 16) {
+    // A piece of a column is too short for the processor to foresee the next.
+    for (index_t i = strip + 16; i < std::min(k, strip + 32); ++i)
+      for (index_t n = 0; n < rows; n += 64 / index_t(sizeof(T))) __builtin_prefetch(a.at(n, i));
     for (index_t t = 0; t < tiles; ++t) {
       const Range r = tile_rows(rows, tiles, t);
       for (index_t i = strip; i < std::min(k, strip + 16); ++i)
         copy_few(a.at(r.begin, i), r.size(), to + r.begin * k + i * r.size());
     }
+  }
 }
 
 /// Longest sum in one piece; longer ones are added to c piece by piece.

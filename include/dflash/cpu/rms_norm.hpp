@@ -52,10 +52,9 @@ void rms_norm_backward(CpuBackend<T>& backend, In<T, 2> x, In<T, 1> scale, In<T,
           const double mean =
               detail::sum_of_products(columns, in, out, scale.data) / double(columns);
           const T shrink = T(mean * double(r) * double(r) * double(r));
-          for (index_t c = 0; c < columns; ++c) {
+          for (index_t c = 0; c < columns; ++c)
             to[c] += r * out[c] * scale.data[c] - shrink * in[c];
-            sum[c] += double(out[c] * in[c] * r);
-          }
+          for (index_t c = 0; c < columns; ++c) sum[c] += double(out[c] * in[c] * r);
         });
   });
 }

@@ -2,10 +2,15 @@
 
 #include <algorithm>
 #include <bit>
+#include <cmath>
 #include <concepts>
 #include <cstdint>
 #include <limits>
 #include <type_traits>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 #include "dflash/core/config.hpp"
 #include "dflash/cpu/path.hpp"
@@ -108,6 +113,29 @@ void on_path(CpuPath path, F f) {
   if (path != CpuPath::portable) return run_avx2(f);
 #endif
   run_portable(f);
+}
+
+#if defined(__x86_64__)
+[[gnu::target("avx2")]] inline index_t square_roots_avx2(float* x, index_t n) {
+  index_t i = 0;
+  for (; i + 8 <= n; i += 8) _mm256_storeu_ps(x + i, _mm256_sqrt_ps(_mm256_loadu_ps(x + i)));
+  return i;
+}
+[[gnu::target("avx2")]] inline index_t square_roots_avx2(double* x, index_t n) {
+  index_t i = 0;
+  for (; i + 4 <= n; i += 4) _mm256_storeu_pd(x + i, _mm256_sqrt_pd(_mm256_loadu_pd(x + i)));
+  return i;
+}
+#endif
+
+/// x(i) = sqrt(x(i)). Compilers make no vectors of a function that may set errno.
+template <class T>
+void square_roots(CpuPath path, T* x, index_t n) {
+  index_t i = 0;
+#if defined(__x86_64__)
+  if (path != CpuPath::portable) i = square_roots_avx2(x, n);
+#endif
+  for (; i < n; ++i) x[i] = std::sqrt(x[i]);
 }
 
 }  // namespace dflash::detail
