@@ -69,7 +69,8 @@ std::string json_name_of() {
     return "a value";
   else {
     static_assert(is_vector<T>, "fields of this type cannot be read from JSON");
-    return "a list, each entry " + json_name_of<typename T::value_type>();
+    std::string name = "a list, each entry ";
+    return name += json_name_of<typename T::value_type>();
   }
 }
 
