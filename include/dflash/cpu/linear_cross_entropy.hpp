@@ -92,7 +92,10 @@ void run_over_logits(CpuBackend<T>& backend, In<T, 2> x, In<T, 2> w,
   if (rows == 0 || vocabulary == 0) return;
   const GemmKernel<T>& kernel = backend.gemm_kernel();
   const index_t most = std::clamp<index_t>((1 << 20) / (dim + 1) / 64 * 64, 128, 512),
-                part = std::min(most, (vocabulary + 63) / 64 * 64), step = part + 16, height = 96,
+                part = std::min(most, (vocabulary + 63) / 64 * 64), step = part + 16,
+                rounds = (rows + 96 * backend.threads() - 1) / (96 * backend.threads()),
+                share = (rows - 1) / (rounds * backend.threads()) + 1,
+                height = (share + kernel.rows - 1) / kernel.rows * kernel.rows,
                 tiles = (rows + height - 1) / height;
   auto logits = backend.template allocate<T>(backend.threads() * height * step);
   auto by_word = backend.template allocate<T>(part * dim),
