@@ -6,85 +6,27 @@
 #include <mutex>
 
 #include "dflash/comm/thread_communicator.hpp"
-#include "dflash/model/ulysses_attention.hpp"
-#include "dflash/train/sample_order.hpp"
-#include "dflash/train/schedule.hpp"
-#include "model/draft_fixture.hpp"
+#include "train/parallel_training.hpp"
 
 using namespace dflash;
+using namespace parallel_training;
 
 namespace {
 
-struct Layout {
-  index_t replicas = 1;
-  SequenceLayout sequence;
-  index_t accumulation = 1;
-  index_t ranks() const { return replicas * sequence.ranks(); }
-};
-
-struct Run {
-  std::vector<double> loss, norm, weights;
-};
-
-/// Five optimizer steps of 6 samples each, on any layout. Accumulation cuts the step's samples into
-/// micro-steps.
+/// The same on threads; all ranks must end with the same weights.
 template <class T>
 Run train(const DraftConfig& config, const std::vector<MemorySample>& memory, Layout layout,
-          LossOptions loss_options = {}) {
-  using B = CpuBackend<T>;
-  Run run;
+          LossOptions options = {}) {
   std::mutex mutex;
-  const DraftProblem<T> tables(config, memory, 4);
-  ThreadCommunicator::run(int(layout.ranks()), [&](ThreadCommunicator communicator) {
-    B cpu;
-    SequenceParallelGroup group(std::move(communicator), layout.sequence);
-    UlyssesAttention attention(cpu, group);
-    DFlashBlock block(attention, config.shape);
-    DraftModel model(block, config);
-    auto weights = random_parameters(cpu, config, 3), gradients = zero_parameters(cpu, config);
-    ShardedAdamW optimizer(cpu, group.world(), weights.flat(), weights.slots(),
-                           {.decay = 0.1, .max_grad_norm = 0.7});
-    SampleOrder order(index_t(memory.size()), 1);
-    const index_t batch_size = 6 / layout.accumulation;
-    for (index_t step = 0; step < 5; ++step) {
-      fill(cpu, gradients.flat(), T(0));
-      LossResult own(config.block_size);
-      for (index_t micro = 0; micro < layout.accumulation; ++micro) {
-        const Range positions = replica_positions(step, micro, batch_size, layout.accumulation,
-                                                  group.replicas(), group.replica());
-        std::vector<Sample> samples;
-        std::vector<Blocks> blocks;
-        for (index_t p = positions.begin; p < positions.end; ++p) {
-          samples.push_back(memory[std::size_t(order.sample(p))]);
-          blocks.push_back(sample_blocks(samples.back(), {.count = 4, .size = config.block_size}, 9,
-                                         std::uint64_t(order.epoch(p))));
-        }
-        if (samples.empty()) continue;
-        const auto batch = shard(cpu, group, samples, blocks, *config.mask_token);
-        typename decltype(model)::Saved saved;
-        model.forward(weights, tables.embedding(), batch, saved);
-        Tensor<B, T, 2> doutput(cpu, {batch.tokens.size(), config.shape.hidden});
-        own += draft_loss(cpu, tables.head(), saved.output.view(), batch.labels, batch.weights,
-                          config.block_size, group.rank() == 0 ? batch.samples : 0, loss_options,
-                          doutput.view());
-        model.backward(weights, batch, saved, doutput.view(), gradients);
-      }
-      const LossResult loss = sum_over_ranks(cpu, group.world(), own);
-      const double norm =
-          optimizer.step(weights.flat(), gradients.flat(),
-                         Schedule{.peak = 1e-2, .warmup = 2, .total = 5}(step), loss.denominator);
-      const std::lock_guard lock(mutex);
-      if (group.world().rank() == 0) {
-        run.loss.push_back(loss.loss());
-        run.norm.push_back(norm);
-      }
-    }
+  Run first;
+  ThreadCommunicator::run(int(layout.ranks()), [&](ThreadCommunicator world) {
+    Run own = train_on<T>(std::move(world), config, memory, layout, options);
     const std::lock_guard lock(mutex);
-    const std::vector<double> all(weights.flat().data, weights.flat().data + weights.flat().size());
-    if (run.weights.empty()) run.weights = all;
-    CHECK(std::ranges::equal(run.weights, all));  // every rank ends with the same weights
+    if (first.weights.empty()) first = own;
+    CHECK(first.weights == own.weights);
+    CHECK(first.loss == own.loss);
   });
-  return run;
+  return first;
 }
 
 template <class T>
