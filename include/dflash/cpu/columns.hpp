@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 
+#include "dflash/core/tensor.hpp"
 #include "dflash/cpu/backend.hpp"
 
 namespace dflash {
