@@ -2,8 +2,6 @@
 
 #include <cstdint>
 #include <filesystem>
-#include <limits>
-#include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
 #include <utility>
@@ -44,7 +42,7 @@ class ConversationReader {
       if (lines_.number() == 1 && line_.starts_with("\xEF\xBB\xBF")) line_.erase(0, 3);
       if (line_.find_first_not_of(" \t\r") == std::string::npos) continue;
       try {
-        return read(parse());
+        return read(jinja::parse_json(line_));
       } catch (const jinja::Failure& failure) {
         fail(failure.what);
       }
@@ -61,99 +59,86 @@ class ConversationReader {
   }
 
  private:
-  using Json = nlohmann::ordered_json;
-
-  Json parse() const {
-    try {
-      return Json::parse(line_);
-    } catch (const nlohmann::json::parse_error& error) {
-      fail("is not valid JSON at character " + std::to_string(error.byte) +
-           (error.byte > line_.size() ? ", where it ends early" : ""));
-    } catch (const nlohmann::json::exception&) {
-      fail("is not valid JSON: a number overflows");
-    }
-  }
-
-  ConversationRow read(const Json& json) const {
-    if (!json.is_object()) fail("holds no JSON object");
+  ConversationRow read(const jinja::Value& line) const {
+    if (!line.is_map()) fail("holds no JSON object");
+    const jinja::Map& fields = line.map();
     ConversationRow row;
-    row.id = read_id(json);
-    const bool has_text = json.contains("text");
-    if (is_preformatted_ && !has_text) fail("has no field \"text\", but preformatted text is read");
-    if (json.contains("input_ids") && !is_preformatted_)
-      read_tokens(json, row);
-    else if (const Json* messages = is_preformatted_ ? nullptr : find_messages(json))
-      read_messages(json, *messages, row);
-    else if (has_text)
-      read_text(json, row);
-    else
+    row.id = read_id(fields);
+    const jinja::Value* text = fields.find("text");
+    if (is_preformatted_) {
+      if (text == nullptr) fail("has no field \"text\", but preformatted text is read");
+      read_text(*text, row);
+    } else if (const jinja::Value* ids = fields.find("input_ids")) {
+      read_tokens(*ids, fields.find("loss_mask"), row);
+    } else if (const jinja::Value* messages = find_messages(fields)) {
+      read_messages(fields, *messages, row);
+    } else if (text != nullptr) {
+      read_text(*text, row);
+    } else {
       fail("has neither \"conversations\", \"messages\", \"text\" nor \"input_ids\"");
+    }
     return row;
   }
 
-  std::string read_id(const Json& json) const {
-    const auto id = json.find("id");
-    if (id == json.end() || id->is_null()) return std::to_string(line());
-    return id->is_string() ? id->get<std::string>() : id->dump();
+  std::string read_id(const jinja::Map& fields) const {
+    const jinja::Value* id = fields.find("id");
+    if (id == nullptr || id->is_none()) return std::to_string(line());
+    return id->is_string() ? id->string() : jinja::json_text(*id);
   }
 
-  static const Json* find_messages(const Json& json) {
-    for (const char* name : {"conversations", "messages"})
-      if (const auto found = json.find(name); found != json.end()) return &*found;
-    return nullptr;
+  static const jinja::Value* find_messages(const jinja::Map& fields) {
+    const jinja::Value* found = fields.find("conversations");
+    return found != nullptr ? found : fields.find("messages");
   }
 
-  void read_messages(const Json& json, const Json& messages, ConversationRow& row) const {
-    if (!messages.is_array() && !messages.is_null())
+  void read_messages(const jinja::Map& fields, const jinja::Value& messages,
+                     ConversationRow& row) const {
+    if (!messages.is_list() && !messages.is_none())
       fail("field \"conversations\" is not a list of messages");
-    for (const Json& message : messages) {
-      if (!message.is_object()) fail("field \"conversations\" has a message that is no object");
-      row.conversation.messages.push_back(jinja::value_of(message));
-    }
-    for (const auto& [key, value] : json.items()) {
+    if (messages.is_list()) row.conversation.messages = messages.list();
+    for (const jinja::Value& message : row.conversation.messages)
+      if (!message.is_map()) fail("field \"conversations\" has a message that is no object");
+    for (const auto& [key, value] : fields) {
       if (key == "id" || key == "conversations" || key == "messages") continue;
       if (key == "tools")
         row.conversation.tools = read_tools(value);
       else
-        row.conversation.variables.append(key, jinja::value_of(value));
+        row.conversation.variables.append(key, value);
     }
   }
 
   /// A list, or a text that holds one as JSON.
-  jinja::Value read_tools(const Json& json) const {
-    jinja::Value tools = jinja::value_of(json);
-    if (tools.is_string()) tools = detail::parsed_or(tools.string(), jinja::Undefined{});
+  jinja::Value read_tools(const jinja::Value& given) const {
+    const jinja::Value tools =
+        given.is_string() ? detail::parsed_or(given.string(), jinja::Undefined{}) : given;
     if (!tools.is_list() && !tools.is_none()) fail("field \"tools\" is not a list");
     return tools;
   }
 
-  void read_text(const Json& json, ConversationRow& row) const {
-    const Json& text = json["text"];
+  void read_text(const jinja::Value& text, ConversationRow& row) const {
     if (!text.is_string()) fail("field \"text\" is not a string");
     row.kind = ConversationRow::Kind::text;
-    row.text = text.get<std::string>();
+    row.text = text.string();
   }
 
-  void read_tokens(const Json& json, ConversationRow& row) const {
+  void read_tokens(const jinja::Value& ids, const jinja::Value* mask, ConversationRow& row) const {
     row.kind = ConversationRow::Kind::tokens;
-    const Json& ids = json["input_ids"];
-    const auto mask = json.find("loss_mask");
-    if (!ids.is_array()) fail("field \"input_ids\" is not a list of token ids");
-    if (mask == json.end() || !mask->is_array()) fail("field \"loss_mask\" is not a list");
-    if (ids.size() != mask->size())
-      fail("has " + std::to_string(ids.size()) + " \"input_ids\" but " +
-           std::to_string(mask->size()) + " entries in \"loss_mask\"");
-    for (std::size_t i = 0; i < ids.size(); ++i) {
-      constexpr auto most = std::uint64_t(std::numeric_limits<std::int32_t>::max());
-      if (!ids[i].is_number_unsigned() || ids[i].get<std::uint64_t>() > most)
-        fail("\"input_ids\"[" + std::to_string(i) + "] is " + ids[i].dump() +
+    if (!ids.is_list()) fail("field \"input_ids\" is not a list of token ids");
+    if (mask == nullptr || !mask->is_list()) fail("field \"loss_mask\" is not a list");
+    const std::size_t size = ids.list().size();
+    if (size != mask->list().size())
+      fail("has " + std::to_string(size) + " \"input_ids\" but " +
+           std::to_string(mask->list().size()) + " entries in \"loss_mask\"");
+    for (std::size_t i = 0; i < size; ++i) {
+      const jinja::Value &id = ids.list()[i], &flag = mask->list()[i];
+      if (!id.is_integer() || !std::in_range<std::int32_t>(id.integer()) || id.integer() < 0)
+        fail("\"input_ids\"[" + std::to_string(i) + "] is " + jinja::json_text(id) +
              ", which is no token id");
-      const Json& flag = (*mask)[i];
-      if (!flag.is_boolean() && flag != 0 && flag != 1)
-        fail("\"loss_mask\"[" + std::to_string(i) + "] is " + flag.dump() +
+      if (!jinja::equal(flag, 0) && !jinja::equal(flag, 1))
+        fail("\"loss_mask\"[" + std::to_string(i) + "] is " + jinja::json_text(flag) +
              " where 0 or 1 is expected");
-      row.sample.tokens.push_back(ids[i].get<std::int32_t>());
-      row.sample.loss_mask.push_back(flag == 1 || flag == true ? 1 : 0);
+      row.sample.tokens.push_back(std::int32_t(id.integer()));
+      row.sample.loss_mask.push_back(jinja::truth(flag) ? 1 : 0);
     }
   }
 

@@ -1,6 +1,5 @@
 #pragma once
 
-#include <nlohmann/json.hpp>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -13,10 +12,13 @@ namespace dflash {
 
 namespace detail {
 
-/// Text that is JSON, or the fallback.
+/// The value of text that is JSON, or the fallback.
 inline jinja::Value parsed_or(const std::string& text, jinja::Value fallback) {
-  const auto json = nlohmann::ordered_json::parse(text, nullptr, false);
-  return json.is_discarded() ? std::move(fallback) : jinja::value_of(json);
+  try {
+    return jinja::parse_json(text);
+  } catch (const jinja::Failure&) {
+    return fallback;
+  }
 }
 
 inline jinja::Value field_or(const jinja::Map& map, std::string_view name, jinja::Value fallback) {

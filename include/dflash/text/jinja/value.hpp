@@ -8,7 +8,6 @@
 #include <string>
 #include <string_view>
 #include <utility>
-#include <variant>
 #include <vector>
 
 namespace dflash::jinja {
@@ -30,70 +29,72 @@ using Function = std::function<Value(const Arguments&)>;
 struct Undefined {
   std::string what;  // the error's text
 };
-struct None {
-  bool operator==(const None&) const = default;
-};
+struct None {};
 
 /// What a template computes with: Python's values as far as chat templates go. Copies share.
 class Value {
  public:
-  Value() : data_(None()) {}
-  Value(None) : data_(None()) {}
-  Value(Undefined u) : data_(std::make_shared<const Undefined>(std::move(u))) {}
-  Value(bool b) : data_(b) {}
-  Value(int i) : data_(std::int64_t(i)) {}
-  Value(std::int64_t i) : data_(i) {}
-  Value(std::size_t i) : data_(std::int64_t(i)) {}
-  Value(double x) : data_(x) {}
-  Value(std::string s) : data_(std::make_shared<const std::string>(std::move(s))) {}
+  Value() = default;
+  Value(None) {}
+  Value(Undefined u) : Value(Kind::undefined, std::make_shared<const Undefined>(std::move(u))) {}
+  Value(bool b) : kind_(Kind::boolean), whole_(b) {}
+  Value(int i) : Value(std::int64_t(i)) {}
+  Value(std::int64_t i) : kind_(Kind::integer), whole_(i) {}
+  Value(std::size_t i) : Value(std::int64_t(i)) {}
+  Value(double x) : kind_(Kind::real), real_(x) {}
+  Value(std::string s) : Value(Kind::string, std::make_shared<const std::string>(std::move(s))) {}
   Value(std::string_view s) : Value(std::string(s)) {}
   Value(const char* s) : Value(std::string(s)) {}
-  Value(List l) : data_(std::make_shared<const List>(std::move(l))) {}
+  Value(List l) : Value(Kind::list, std::make_shared<const List>(std::move(l))) {}
   Value(Map m);
-  Value(Function f) : data_(std::make_shared<const Function>(std::move(f))) {}
+  Value(Function f) : Value(Kind::function, std::make_shared<const Function>(std::move(f))) {}
   /// An object with attributes that templates may set, such as a namespace.
   static Value object(Map attributes);
 
-  bool is_undefined() const { return holds<std::shared_ptr<const Undefined>>(); }
-  bool is_none() const { return holds<None>(); }
-  bool is_boolean() const { return holds<bool>(); }
-  bool is_integer() const { return holds<std::int64_t>(); }
-  bool is_real() const { return holds<double>(); }
+  bool is_undefined() const { return kind_ == Kind::undefined; }
+  bool is_none() const { return kind_ == Kind::none; }
+  bool is_boolean() const { return kind_ == Kind::boolean; }
+  bool is_integer() const { return kind_ == Kind::integer; }
+  bool is_real() const { return kind_ == Kind::real; }
   bool is_number() const { return is_boolean() || is_integer() || is_real(); }
-  bool is_string() const { return holds<std::shared_ptr<const std::string>>(); }
-  bool is_list() const { return holds<std::shared_ptr<const List>>(); }
-  bool is_map() const { return holds<std::shared_ptr<const Map>>(); }
-  bool is_object() const { return holds<std::shared_ptr<Map>>(); }
-  bool is_function() const { return holds<std::shared_ptr<const Function>>(); }
+  bool is_string() const { return kind_ == Kind::string; }
+  bool is_list() const { return kind_ == Kind::list; }
+  bool is_map() const { return kind_ == Kind::map; }
+  bool is_object() const { return kind_ == Kind::object; }
+  bool is_function() const { return kind_ == Kind::function; }
 
   // Each only where the matching is_... says so.
-  const std::string& undefined() const {
-    return std::get<std::shared_ptr<const Undefined>>(data_)->what;
-  }
-  bool boolean() const { return std::get<bool>(data_); }
-  std::int64_t integer() const {
-    return is_boolean() ? std::int64_t(boolean()) : std::get<std::int64_t>(data_);
-  }
-  double real() const { return is_real() ? std::get<double>(data_) : double(integer()); }
-  const std::string& string() const { return *std::get<std::shared_ptr<const std::string>>(data_); }
-  const List& list() const { return *std::get<std::shared_ptr<const List>>(data_); }
-  const Map& map() const { return *std::get<std::shared_ptr<const Map>>(data_); }
-  Map& object() const { return *std::get<std::shared_ptr<Map>>(data_); }
-  const Function& function() const { return *std::get<std::shared_ptr<const Function>>(data_); }
+  const std::string& undefined() const { return as<Undefined>().what; }
+  bool boolean() const { return whole_ != 0; }
+  std::int64_t integer() const { return whole_; }                     // also of a boolean
+  double real() const { return is_real() ? real_ : double(whole_); }  // of any number
+  const std::string& string() const { return as<std::string>(); }
+  const List& list() const { return as<List>(); }
+  const Map& map() const { return as<Map>(); }
+  Map& object() const { return const_cast<Map&>(as<Map>()); }
+  const Function& function() const { return as<Function>(); }
 
   /// The very same object, as Python's `is`.
-  bool same(const Value& o) const { return data_ == o.data_; }
-
- private:
-  template <class T>
-  bool holds() const {
-    return std::holds_alternative<T>(data_);
+  bool same(const Value& o) const {
+    return kind_ == o.kind_ && shared_ == o.shared_ &&
+           (is_real() ? real_ == o.real_ : whole_ == o.whole_);
   }
 
-  std::variant<None, std::shared_ptr<const Undefined>, bool, std::int64_t, double,
-               std::shared_ptr<const std::string>, std::shared_ptr<const List>,
-               std::shared_ptr<const Map>, std::shared_ptr<Map>, std::shared_ptr<const Function>>
-      data_;
+ private:
+  enum class Kind { none, undefined, boolean, integer, real, string, list, map, object, function };
+
+  Value(Kind kind, std::shared_ptr<const void> shared) : kind_(kind), shared_(std::move(shared)) {}
+  template <class T>
+  const T& as() const {
+    return *static_cast<const T*>(shared_.get());
+  }
+
+  Kind kind_ = Kind::none;
+  union {
+    std::int64_t whole_ = 0;
+    double real_;
+  };
+  std::shared_ptr<const void> shared_;  // what is neither none nor a number; of type kind_
 };
 
 /// Names and values in the order in which they came.
@@ -131,11 +132,9 @@ class Map {
   std::vector<Entry> entries_;
 };
 
-inline Value::Value(Map m) : data_(std::make_shared<const Map>(std::move(m))) {}
+inline Value::Value(Map m) : Value(Kind::map, std::make_shared<const Map>(std::move(m))) {}
 inline Value Value::object(Map attributes) {
-  Value value;
-  value.data_ = std::make_shared<Map>(std::move(attributes));
-  return value;
+  return {Kind::object, std::make_shared<Map>(std::move(attributes))};
 }
 
 /// What a function, filter or test is called with.
