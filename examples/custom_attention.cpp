@@ -78,8 +78,13 @@ index_t scores_of_a_forward(index_t window) {
 
 }  // namespace
 
-int main() {
-  return examples::guarded("custom_attention", [] {
+int main(int argc, char** argv) {
+  return examples::guarded("custom_attention", [&] {
+    CLI::App app("Counts the attention scores of a draft in a user's own attention.",
+                 "custom_attention");
+    app.failure_message(examples::flag_failure);
+    CLI11_PARSE(app, argc, argv);
+
     std::printf("64 blocks of 4 on a context of 512, two layers of two heads:\n");
     std::printf("  full attention      %8td scores\n", scores_of_a_forward(0));
     std::printf("  a window of 32      %8td scores\n", scores_of_a_forward(32));

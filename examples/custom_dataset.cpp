@@ -45,8 +45,13 @@ static_assert(Dataset<CountingSamples>);
 
 }  // namespace
 
-int main() {
-  return examples::guarded("custom_dataset", [] {
+int main(int argc, char** argv) {
+  return examples::guarded("custom_dataset", [&] {
+    CLI::App app("Trains a draft on a user's own samples, made up here, and prints how it learns.",
+                 "custom_dataset");
+    app.failure_message(examples::flag_failure);
+    CLI11_PARSE(app, argc, argv);
+
     const CountingSamples dataset(200);
     const auto config = DraftConfig::from_json(
         {{"hidden_size", hidden},

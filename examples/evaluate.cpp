@@ -14,7 +14,8 @@ namespace {
 struct Options {
   std::filesystem::path target, draft, data;
   std::string chat_template, show;
-  index_t max_new_tokens = 128, limit = 0, mask_token_id = -1;
+  index_t max_new_tokens = 128, limit = 0;
+  std::optional<std::int32_t> mask_token_id;
   double temperature = 0, draft_temperature = 0;
   std::uint64_t seed = 42;
   bool json = false, published_sliding = false, skip_greedy = false;
@@ -30,7 +31,9 @@ struct Options {
     app.add_option("--max-new-tokens", max_new_tokens)
         ->capture_default_str()
         ->check(CLI::PositiveNumber);
-    app.add_option("--limit", limit, "use no more prompts than this");
+    app.add_option("--limit", limit, "use no more prompts than this; 0: all")
+        ->capture_default_str()
+        ->check(CLI::NonNegativeNumber);
     app.add_option("--temperature", temperature, "0: greedy")
         ->capture_default_str()
         ->check(CLI::NonNegativeNumber);
@@ -43,8 +46,10 @@ struct Options {
                  "run sliding layers as the published decoders do: without the window");
     app.add_flag("--skip-greedy", skip_greedy, "do not compare with plain decoding");
     app.add_option("--show", show, "answer this question at the end, accepted tokens in colour");
-    app.add_flag("--json", json, "print one JSON object only");
-    app.add_option("--threads", threads, "0: one per core")->capture_default_str();
+    app.add_flag("--json", json, "print one JSON object only")->excludes("--show");
+    app.add_option("--threads", threads, "0: one per core")
+        ->capture_default_str()
+        ->check(CLI::NonNegativeNumber);
   }
 };
 
@@ -87,7 +92,9 @@ void show_answer(const Chat& chat,
 
 int main(int argc, char** argv) {
   return examples::guarded("evaluate", [&] {
-    CLI::App app("Measures the acceptance length of a DFlash draft by speculative decoding.");
+    CLI::App app("Measures the acceptance length of a DFlash draft by speculative decoding.",
+                 "evaluate");
+    app.failure_message(examples::flag_failure);
     Options options;
     options.add_to(app);
     CLI11_PARSE(app, argc, argv);
@@ -106,8 +113,7 @@ int main(int argc, char** argv) {
     DraftModel model(block, config);
     const Tokenizer tokenizer(options.target);
     const Chat chat = chat_for(tokenizer, options.chat_template);
-    MaskTokenSources mask{.vocabulary = target.config().vocabulary};
-    if (options.mask_token_id >= 0) mask.given = std::int32_t(options.mask_token_id);
+    MaskTokenSources mask{.given = options.mask_token_id, .vocabulary = target.config().vocabulary};
     mask.draft_config = config.mask_token;
     mask.tokenizer_mask = tokenizer.special_token_id("mask_token");
     SpeculativeDecoder decoder(
@@ -142,7 +148,8 @@ int main(int argc, char** argv) {
         totals.plain_tokens += index_t(plain.size());
         totals.identical += plain == answer.tokens ? 1 : 0;
       }
-      if (const double now = seconds_now(); progress.terminal() && progress.due(now))
+      const double now = seconds_now();
+      if (progress.due(now) && (progress.terminal() || !options.json))
         progress.show(std::to_string(totals.prompts) + " prompts, acceptance length " +
                           std::to_string(totals.statistics.acceptance_length()),
                       now);

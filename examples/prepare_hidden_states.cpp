@@ -47,7 +47,9 @@ struct Options {
     app.add_option("--shard-size", shard_mib, "MiB of a shard")
         ->capture_default_str()
         ->check(CLI::PositiveNumber);
-    app.add_option("--threads", threads, "0: one per core")->capture_default_str();
+    app.add_option("--threads", threads, "0: one per core")
+        ->capture_default_str()
+        ->check(CLI::NonNegativeNumber);
   }
 
   DType stored_dtype(const TargetConfig& config) const {
@@ -70,7 +72,9 @@ struct Options {
 
 int main(int argc, char** argv) {
   return examples::guarded("prepare_hidden_states", [&] {
-    CLI::App app("Captures a target's hidden states of conversations into a store.");
+    CLI::App app("Captures a target's hidden states of conversations into a store.",
+                 "prepare_hidden_states");
+    app.failure_message(examples::flag_failure);
     Options options;
     options.add_to(app);
     CLI11_PARSE(app, argc, argv);
@@ -102,6 +106,11 @@ int main(int argc, char** argv) {
                 bytes_text(free_disk_bytes(options.output)).c_str());
     ShardWriter writer(options.output, std::move(plan));
     writer.expect_space();
+    if (writer.next() == index_t(data.samples.size())) {
+      data.print();
+      std::printf("nothing to do, the store is complete: %s\n", options.output.string().c_str());
+      return 0;
+    }
     if (writer.next() > 0) std::printf("continuing behind %td samples\n", writer.next());
 
     using B = CpuBackend<float>;

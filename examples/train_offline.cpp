@@ -9,7 +9,8 @@ using namespace dflash;
 
 int main(int argc, char** argv) {
   return examples::guarded("train_offline", [&] {
-    CLI::App app("Trains a DFlash draft model from captured hidden states.");
+    CLI::App app("Trains a DFlash draft model from captured hidden states.", "train_offline");
+    app.failure_message(examples::flag_failure);
     examples::TrainOptions options;
     std::filesystem::path store;
     options.add_to(app);

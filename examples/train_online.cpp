@@ -11,7 +11,9 @@ using namespace dflash;
 
 int main(int argc, char** argv) {
   return examples::guarded("train_online", [&] {
-    CLI::App app("Trains a DFlash draft model from conversations and the target itself.");
+    CLI::App app("Trains a DFlash draft model from conversations and the target itself.",
+                 "train_online");
+    app.failure_message(examples::flag_failure);
     examples::TrainOptions options;
     examples::DataOptions data_options;
     options.add_to(app);

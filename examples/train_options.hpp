@@ -18,7 +18,8 @@ using dflash::index_t;
 /// The flags that both trainers share, with the reference's names and defaults.
 struct TrainOptions {
   std::filesystem::path target_model_path, draft_config_path, draft_checkpoint_path, output_dir;
-  index_t block_size = 0, num_draft_layers = 1, num_anchors = 512, mask_token_id = -1;
+  index_t block_size = 0, num_draft_layers = 1, num_anchors = 512;
+  std::optional<std::int32_t> mask_token_id;
   std::string anchor_rule = "pair";
   dflash::LossOptions loss;
   std::string loss_type = "dflash", lr_scheduler = "cosine", export_dtype = "f32";
@@ -40,12 +41,15 @@ struct TrainOptions {
     app.add_option("--draft-checkpoint-path", draft_checkpoint_path,
                    "start from the weights of this draft folder");
     app.add_option("--block-size", block_size,
-                   "tokens per block; without it the draft config's, else the data's");
+                   "tokens per block; without it the draft config's, else the data's")
+        ->check(CLI::PositiveNumber);
     app.add_option("--num-draft-layers", num_draft_layers, "only without --draft-config-path")
-        ->capture_default_str();
+        ->capture_default_str()
+        ->check(CLI::PositiveNumber);
     app.add_option("--mask-token-id", mask_token_id, "without it: draft config, then tokenizer");
     app.add_option("--num-anchors", num_anchors, "blocks per sample, at most")
-        ->capture_default_str();
+        ->capture_default_str()
+        ->check(CLI::PositiveNumber);
     app.add_option("--anchor-rule", anchor_rule,
                    "pair: anchor and next token supervised; start: whole blocks only")
         ->check(CLI::IsMember({"pair", "start"}))
@@ -64,10 +68,15 @@ struct TrainOptions {
     app.add_option("--warmup-ratio", warmup_ratio)->capture_default_str();
     app.add_option("--decay-ratio", decay_ratio, "share of the steps in wsd's final decay")
         ->capture_default_str();
-    app.add_option("--max-grad-norm", max_grad_norm, "0: no clipping")->capture_default_str();
-    app.add_option("--weight-decay", weight_decay)->capture_default_str();
+    app.add_option("--max-grad-norm", max_grad_norm, "0: no clipping")
+        ->capture_default_str()
+        ->check(CLI::NonNegativeNumber);
+    app.add_option("--weight-decay", weight_decay)
+        ->capture_default_str()
+        ->check(CLI::NonNegativeNumber);
     app.add_option("--num-epochs", num_epochs)->capture_default_str()->check(CLI::PositiveNumber);
-    app.add_option("--max-steps", max_steps, "optimizer steps; overrides --num-epochs");
+    app.add_option("--max-steps", max_steps, "optimizer steps; overrides --num-epochs")
+        ->check(CLI::PositiveNumber);
     app.add_option("--batch-size", batch_size, "samples per micro-step over all replicas")
         ->capture_default_str()
         ->check(CLI::PositiveNumber);
@@ -78,13 +87,17 @@ struct TrainOptions {
         ->capture_default_str()
         ->check(CLI::PositiveNumber);
     app.add_option("--save-interval", save_interval, "steps; 0: at the end only")
-        ->capture_default_str();
+        ->capture_default_str()
+        ->check(CLI::NonNegativeNumber);
     app.add_option("--max-checkpoints", max_checkpoints, "keep the newest ones; 0: all")
-        ->capture_default_str();
+        ->capture_default_str()
+        ->check(CLI::NonNegativeNumber);
     app.add_option("--export-dtype", export_dtype, "of model.safetensors: f32 or bf16")
         ->capture_default_str();
     app.add_option("--seed", seed)->capture_default_str();
-    app.add_option("--threads", threads, "0: one per core")->capture_default_str();
+    app.add_option("--threads", threads, "0: one per core")
+        ->capture_default_str()
+        ->check(CLI::NonNegativeNumber);
     app.add_flag("--resume", resume, "go on from the newest checkpoint in --output-dir, if any");
     app.add_flag("--save-initial", save_initial, "a checkpoint before the first step as well");
     app.add_option("--embedding-key", keys.embedding)->capture_default_str();
@@ -118,11 +131,16 @@ struct TrainOptions {
                             ", but the features are of layers " + nlohmann::json(layer_ids).dump());
     }
     if (draft.block_size < 2) throw dflash::Error("--block-size must be at least 2");
-    const auto hidden = dflash::required<index_t>(target, "hidden_size", target_file);
-    if (draft.shape.hidden != hidden)
-      throw dflash::Error(draft_config_path.string() + ": hidden_size is " +
-                          std::to_string(draft.shape.hidden) + ", but the target's is " +
-                          std::to_string(hidden));
+    const auto expect_target_has = [&](const char* theirs, const char* ours, index_t value) {
+      const auto wanted = dflash::required<index_t>(target, theirs, target_file);
+      if (value != wanted)
+        throw dflash::Error(draft_config_path.string() + ": " + ours + " is " +
+                            std::to_string(value) + ", but the target's " + theirs + " is " +
+                            std::to_string(wanted));
+    };
+    expect_target_has("hidden_size", "hidden_size", draft.shape.hidden);
+    expect_target_has("vocab_size", "vocab_size", draft.vocabulary);
+    expect_target_has("num_hidden_layers", "num_target_layers", draft.target_layers);
     draft.mask_token = mask_token(draft);
     return draft;
   }
@@ -192,13 +210,13 @@ struct TrainOptions {
             {"batch_size", batch_size},
             {"accumulation_steps", accumulation_steps},
             {"seed", seed},
+            {"target", dflash::target_fingerprint(target_model_path)},
             {"data", data}};
   }
 
  private:
   std::int32_t mask_token(const dflash::DraftConfig& draft) const {
-    dflash::MaskTokenSources from{.vocabulary = draft.vocabulary};
-    if (mask_token_id >= 0) from.given = std::int32_t(mask_token_id);
+    dflash::MaskTokenSources from{.given = mask_token_id, .vocabulary = draft.vocabulary};
     from.draft_config = draft.mask_token;
     if (std::filesystem::exists(target_model_path / "tokenizer.json")) {
       const dflash::Tokenizer tokenizer(target_model_path);

@@ -63,18 +63,27 @@ class Reporter {
     progress_.show(record, due);
     if (!due) return;
     log_.write(record);
-    window_ = {};
     tokens_ = 0;
     start_ = now;
+    forget();
   }
 
-  void saved(const std::filesystem::path& folder) { last_ = folder; }
+  /// A line is of the steps since the line or the checkpoint before, as it is in a resumed run.
+  void saved(const std::filesystem::path& folder) {
+    last_ = folder;
+    forget();
+  }
   void finish() {
     progress_.finish();
     if (!last_.empty()) std::cout << "checkpoint: " << last_.string() << "\n";
   }
 
  private:
+  void forget() {
+    window_ = {};
+    skipped_ = 0;
+  }
+
   index_t interval_;
   dflash::Schedule rate_;
   dflash::TrainingProgress progress_;

@@ -35,13 +35,13 @@ class ShardWriter {
         lock_(created(folder_)) {
     const auto path = folder_ / "store.json";
     const index_t indexed = indexed_shards();
-    if (std::filesystem::exists(path)) {
-      expect_same(path, read_store_description(path), description_);
-    } else {
-      if (indexed >= 0 || std::filesystem::exists(folder_ / shard_name(0)))
-        throw Error(folder_.string() + " has shards but no store.json");
+    // A store without shards may come of a capture that could not start: it holds nothing to keep.
+    if (indexed <= 0 && !std::filesystem::exists(folder_ / shard_name(0)))
       write_store_description(path, description_);
-    }
+    else if (std::filesystem::exists(path))
+      expect_same(path, read_store_description(path), description_);
+    else
+      throw Error(folder_.string() + " has shards but no store.json");
     remove_temporaries(folder_);
     // A shard that the index does not list yet is written again.
     while (shard_ < indexed && is_whole(shard_)) ++shard_;

@@ -52,7 +52,7 @@ class TargetConfigReader {
     c.json = json_;
     c.model_type = read_model_type();
     refuse_what_is_not_built();
-    c.hidden = size("hidden_size");
+    c.hidden = size("hidden_size", 1 << 24);
     c.intermediate = size("intermediate_size");
     c.layers = size("num_hidden_layers", 10'000);
     c.vocabulary = size("vocab_size");

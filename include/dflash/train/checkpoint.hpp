@@ -35,17 +35,20 @@ constexpr DType default_export_dtype() {
 }
 
 /// Error unless both objects have the same fields with equal values: "options" of a checkpoint at
-/// `path` and of the run that is to go on from it.
+/// `path` and of the run that is to go on from it. Fields of inner objects are named
+/// "draft.layers".
 inline void expect_same_options(const nlohmann::json& saved, const nlohmann::json& here,
-                                const std::filesystem::path& path) {
+                                const std::filesystem::path& path, const std::string& inside = "") {
   const auto complain = [&](const std::string& name, const std::string& what) {
-    throw Error(path.string() + ": the run cannot go on with other options: " + in_quotes(name) +
-                what);
+    throw Error(path.string() +
+                ": the run cannot go on with other options: " + in_quotes(inside + name) + what);
   };
   for (const auto& [name, value] : here.items()) {
     const auto found = saved.find(name);
     if (found == saved.end()) complain(name, " is not there, but " + value.dump() + " here");
-    if (*found != value)
+    if (found->is_object() && value.is_object())
+      expect_same_options(*found, value, path, inside + name + ".");
+    else if (*found != value)
       complain(name, " is " + found->dump() + " there, but " + value.dump() + " here");
   }
   for (const auto& [name, value] : saved.items())

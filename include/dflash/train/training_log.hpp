@@ -19,7 +19,7 @@ struct TrainingRecord {
   double acceptance = 0;  // expected acceptance length
   double grad_norm = 0;   // before clipping
   double learning_rate = 0, tokens_per_second = 0;
-  index_t skipped_steps = 0;  // of the run, whose gradient was not finite or had no supervised slot
+  index_t skipped_steps = 0;  // of these: the gradient was not finite, or no slot supervised
 };
 
 /// `log.jsonl` in the output folder: one JSON object per line. Numbers that are not finite are

@@ -1,0 +1,112 @@
+// Flags of the programs.
+
+#include "programs/programs.hpp"
+
+TEST_CASE("every program lists its flags") {
+  struct Case {
+    std::string program;
+    Arguments flags;
+  };
+  const Arguments training{"--target-model-path",
+                           "--draft-config-path",
+                           "--output-dir",
+                           "--block-size",
+                           "--num-draft-layers",
+                           "--num-anchors",
+                           "--loss-decay-gamma",
+                           "--loss-type",
+                           "--learning-rate",
+                           "--warmup-ratio",
+                           "--max-grad-norm",
+                           "--num-epochs",
+                           "--max-steps",
+                           "--batch-size",
+                           "--accumulation-steps",
+                           "--log-interval",
+                           "--save-interval",
+                           "--seed",
+                           "--resume"};
+  Arguments offline = training, online = training;
+  offline.push_back("--train-hidden-states-path");
+  for (const char* flag :
+       {"--train-data-path", "--max-length", "--chat-template", "--sample-filter"})
+    online.push_back(flag);
+  const Case cases[] = {
+      {"prepare_hidden_states",
+       {"--target-model-path", "--draft-config-path", "--data-path", "--chat-template",
+        "--output-path", "--model-type", "--sample-filter", "--block-size", "--num-draft-layers",
+        "--max-length", "--batch-size", "--dtype"}},
+      {"train_offline", offline},
+      {"train_online", online},
+      {"evaluate",
+       {"--target-model-path", "--draft-model-path", "--data-path", "--max-new-tokens", "--json",
+        "--temperature", "--seed"}},
+      {"custom_dataset", {}},
+      {"custom_attention", {}}};
+  for (const Case& c : cases) {
+    CAPTURE(c.program);
+    const auto help = succeed(c.program, {"--help"});
+    CHECK(help.err.empty());
+    CHECK(mentions(help.out, "Usage: " + c.program + " [OPTIONS]"));
+    for (const std::string& flag : c.flags) CHECK_MESSAGE(mentions(help.out, flag + " "), flag);
+    CHECK(failure_of(c.program, {"--no-such-flag"}).ends_with("(--help lists the flags)"));
+  }
+}
+
+TEST_CASE("wrong flags are named in one sentence") {
+  const TemporaryFolder folder;
+  const auto capture = capture_flags(folder / "store");
+  const auto online = train_flags(folder / "draft") +
+                      Arguments{"--train-data-path", tiny_prompts, "--num-samples", "4"};
+  const Arguments evaluation{"--target-model-path", tiny_target,   "--draft-model-path",
+                             folder / "d",          "--data-path", tiny_prompts};
+  struct Case {
+    std::string program;
+    Arguments flags;
+    std::vector<std::string> named;
+  };
+  const Case cases[] = {
+      {"train_offline", train_flags(folder / "draft"), {"--train-hidden-states-path is required"}},
+      {"prepare_hidden_states", {"--data-path", "x"}, {"--target-model-path is required"}},
+      {"prepare_hidden_states", capture + Arguments{"--frobnicate", "1"}, {"--frobnicate"}},
+      {"prepare_hidden_states",
+       capture + Arguments{"--model-type", "medusa"},
+       {"--model-type", "medusa"}},
+      {"prepare_hidden_states",
+       capture + Arguments{"--sample-filter", "best"},
+       {"--sample-filter", "best"}},
+      {"prepare_hidden_states", capture + Arguments{"--dtype", "f8"}, {"--dtype", "f8"}},
+      {"prepare_hidden_states", capture + Arguments{"--max-length", "0"}, {"--max-length", "0"}},
+      {"prepare_hidden_states",
+       capture + Arguments{"--num-samples", "-1"},
+       {"--num-samples", "-1"}},
+      {"prepare_hidden_states", capture + Arguments{"--chat-template", "nobody's"}, {"nobody's"}},
+      {"train_online", online + Arguments{"--block-size", "1"}, {"--block-size"}},
+      {"train_online", online + Arguments{"--batch-size", "many"}, {"--batch-size", "many"}},
+      {"train_online", online + Arguments{"--num-anchors", "0"}, {"--num-anchors", "0"}},
+      {"train_online", online + Arguments{"--max-steps", "-3"}, {"--max-steps", "-3"}},
+      {"train_online", online + Arguments{"--loss-type", "hinge"}, {"loss_type", "hinge"}},
+      {"train_online", online + Arguments{"--dpace-alpha", "2"}, {"dpace_alpha", "2"}},
+      {"train_online", online + Arguments{"--lr-scheduler", "steps"}, {"lr_scheduler", "steps"}},
+      {"train_online", online + Arguments{"--anchor-rule", "any"}, {"--anchor-rule", "any"}},
+      {"train_online", online + Arguments{"--learning-rate", "-1"}, {"learning rate", "-1"}},
+      {"train_online", online + Arguments{"--warmup-ratio", "2"}, {"warm-up"}},
+      {"train_online", online + Arguments{"--max-grad-norm", "-1"}, {"--max-grad-norm", "-1"}},
+      {"train_online", online + Arguments{"--export-dtype", "f16"}, {"export dtype", "f16"}},
+      {"train_online",
+       online + Arguments{"--mask-token-id", "2048"},
+       {"--mask-token-id 2048", "2048"}},
+      {"train_online", online + Arguments{"--mask-token-id", "-1"}, {"--mask-token-id", "-1"}},
+      {"train_online",
+       online + Arguments{"--mask-token-id", "4294967297"},
+       {"--mask-token-id", "4294967297"}},
+      {"evaluate", evaluation + Arguments{"--json", "--show", "what?"}, {"--json", "--show"}},
+      {"evaluate", evaluation + Arguments{"--temperature", "-1"}, {"--temperature", "-1"}},
+      {"evaluate", evaluation + Arguments{"--max-new-tokens", "0"}, {"--max-new-tokens", "0"}},
+  };
+  for (const Case& c : cases) {
+    const std::string why = failure_of(c.program, c.flags);
+    for (const std::string& name : c.named) CHECK_MESSAGE(mentions(why, name), why);
+  }
+  CHECK_FALSE(std::filesystem::exists(folder / "store"));
+}
