@@ -116,6 +116,8 @@ TEST_CASE("every assistant's turn is learned with its end, or the last alone") {
   CHECK(learned_of("qwen", text, {2048, true}) == "two<|im_end|>\n");
   CHECK(learned_of("qwen", text, {53, false}) == "on");
   CHECK(learned_of("qwen", "nothing here").empty());
+  CHECK(learned_of("qwen", "\xff<|im_start|>assistant\na\xe2\x82<|im_end|>\n") ==
+        "a\uFFFD<|im_end|>\n");
 }
 
 TEST_CASE("a turn without its end goes to the end of the text, less one newline") {

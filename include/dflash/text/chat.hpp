@@ -71,8 +71,10 @@ class Chat {
     return tokenize_text(render(conversation), options);
   }
 
-  /// Tokens and mask of text that was rendered before, valid UTF-8.
+  /// Tokens and mask of text that was rendered before.
   TokenizedSample tokenize_text(std::string_view text, const ChatOptions& options) const {
+    std::string valid;
+    if (!is_utf8(text)) text = valid = lossy_utf8(text);
     TokenizedSample sample;
     if (template_.style == ChatStyle::harmony) {
       const auto placed = tokenizer_->encode_with_places(text);

@@ -73,6 +73,7 @@ class Tokenizer {
   /// The tokens of valid UTF-8, each with the bytes it stands for. Tokens of characters that
   /// normalisation changed share the bytes of the whole changed stretch.
   std::vector<Placed> encode_with_places(std::string_view text) const {
+    expects(is_utf8(text), "only the tokens of valid UTF-8 have places");
     std::vector<std::int32_t> ids;
     std::vector<Range> places;
     for (const auto& stretch : encoder_.stretches(text))

@@ -277,8 +277,8 @@ inline TokenizerDefinition read_tokenizer(const std::filesystem::path& path) {
   }
   if (const auto jinja = folder / "chat_template.jinja"; std::filesystem::exists(jinja)) {
     const MappedFile text(jinja);
-    definition.chat_templates["default"].assign(reinterpret_cast<const char*>(text.data()),
-                                                std::size_t(text.size()));
+    definition.chat_templates["default"] =
+        lossy_utf8({reinterpret_cast<const char*>(text.data()), std::size_t(text.size())});
   }
   return definition;
 }
