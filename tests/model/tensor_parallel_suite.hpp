@@ -261,7 +261,8 @@ void check_speculation(C& world, index_t degree, const std::filesystem::path& fo
   const LocalAttention attention(cpu);
   const DFlashBlock block(attention, config.shape);
   const DraftModel model(block, config);
-  SpeculativeDecoder alone(one, model, weights, 2), together(many, model, weights, 2);
+  SpeculativeDecoder alone(one, model, weights, 2);
+  SpeculativeDecoder together(many, model, weights, 2);
   const auto prompt = some_tokens(9, one.config().vocabulary);
   for (const double temperature : {0.0, 0.8}) {
     const DecodeOptions options{
