@@ -61,11 +61,12 @@ finish() {
 
 stage "packages" 2
 cmake/install_packages.sh cmake ninja-build g++ clang libeigen3-dev nlohmann-json3-dev \
-  libcli11-dev doctest-dev libpcre2-dev libutf8proc-dev libxxhash-dev || { failed=1; finish; }
+  libcli11-dev doctest-dev libpcre2-dev libutf8proc-dev libxxhash-dev libopenmpi-dev openmpi-bin ||
+  { failed=1; finish; }
 took
 
-stage "g++, optimised: all tests, examples and the golden data" 12
-options="-DCMAKE_BUILD_TYPE=Release -DDFLASH_WERROR=ON"
+stage "g++, optimised: all tests, examples and the golden data, ranks as threads and under MPI" 14
+options="-DCMAKE_BUILD_TYPE=Release -DDFLASH_WERROR=ON -DDFLASH_MPI=ON"
 if build build/test >build-test.log 2>&1; then
   rm -f build-test.log
   took
@@ -89,7 +90,7 @@ took
 stage "clang: every header alone, without a warning" 4
 clang_header() {
   echo "#include \"$1\"" | clang++ -std=c++20 -fsyntax-only -Wall -Wextra -Wpedantic -Werror -Iinclude \
-    -isystem /usr/include/eigen3 -x c++ -
+    -isystem /usr/include/eigen3 $(mpicxx --showme:compile) -DOMPI_SKIP_MPICXX -x c++ -
 }
 export -f clang_header
 while IFS= read -r header; do echo "$header"; done < <(cd include && find dflash -name '*.hpp' | sort) >build/headers.txt

@@ -133,8 +133,8 @@ struct CapturedPack {
   dflash::TargetOutput<B> output;
 };
 
-template <class B>
-CapturedPack<B> capture(const dflash::TargetModel<B>& target,
+template <class B, class C>
+CapturedPack<B> capture(const dflash::TargetModel<B, C>& target,
                         std::span<const dflash::TokenizedSample> samples,
                         const std::vector<index_t>& layers, bool last_hidden = false) {
   CapturedPack<B> pack{{0}, {}};
@@ -149,13 +149,13 @@ CapturedPack<B> capture(const dflash::TargetModel<B>& target,
 }
 
 /// The samples of a step with their features, as the store would give them.
-template <class B>
-std::vector<dflash::MemorySample> capture_samples(const dflash::TargetModel<B>& target,
+template <class B, class C>
+std::vector<dflash::MemorySample> capture_samples(const dflash::TargetModel<B, C>& target,
                                                   const std::vector<dflash::TokenizedSample>& texts,
                                                   const std::vector<index_t>& layers) {
   std::vector<dflash::MemorySample> samples;
   if (texts.empty()) return samples;
-  const auto pack = capture<B>(target, texts, layers);
+  const auto pack = capture(target, std::span(texts), layers);
   const auto features = pack.output.features.view();
   const index_t width = features.shape[1];
   for (std::size_t i = 0; i < texts.size(); ++i) {

@@ -1,94 +1,132 @@
 // Trains a DFlash draft from conversations, with the target in the same process: the loop of
-// train_offline, fed by the target instead of a store. From the same data both give the same
-// losses.
+// train_offline, fed by the target instead of a store. Both give the same losses.
 //   train_online --target-model-path T --train-data-path D.jsonl --output-dir OUT
+// On several ranks: --ranks 4 --sp-ulysses-size 2 --tp-size 4, or under mpirun as train_online_mpi.
 
 #include "guarded.hpp"
+#include "launch.hpp"
 #include "tokenized_data.hpp"
 #include "train_report.hpp"
 
 using namespace dflash;
+using B = CpuBackend<float>;
+
+namespace {
+
+struct Options : examples::TrainOptions {
+  examples::DataOptions data;
+  index_t tensor_parallel = 1;  // ranks that hold a target together
+};
+
+/// What every rank of the world runs.
+template <Communicator C>
+void train(C communicator, const Options& options, const examples::TokenizedData& data,
+           const DraftConfig& config) {
+  const index_t size = index_t(data.samples.size());
+  const BlockOptions block_options = options.blocks(config);
+  const LossOptions loss_options = options.loss_options();
+  const Schedule rate = options.schedule(size);
+  const auto contract = options.contract(config, size, data.fingerprint());
+
+  B backend(options.worker_threads(communicator.size()));
+  SequenceParallelGroup group(std::move(communicator), options.layout);
+  C& world = group.world();
+  TensorParallelGroup target_group(world, options.tensor_parallel);
+  const TargetModel target(backend, target_group, options.target_model_path);
+  std::optional<FrozenTarget<B>> whole_ends;  // where a target's own are but a share of them
+  if (target_group.size() > 1) whole_ends.emplace(backend, options.target_model_path);
+  const FrozenTarget<B>& ends = whole_ends ? *whole_ends : target.ends();
+  UlyssesAttention attention(backend, group);
+  DFlashBlock block(attention, config.shape);
+  DraftModel model(block, config);
+  auto weights = examples::initial_weights(backend, config, options);
+  auto gradients = zero_parameters(backend, config);
+  ShardedAdamW optimizer(backend, world, weights.flat(), weights.slots(), options.adamw());
+  SampleOrder order(size, options.seed);
+  examples::Checkpointer checkpointer(options, world, config, contract);
+  const index_t first =
+      examples::resumed_step(options, world, optimizer, backend, weights, contract);
+  examples::Reporter report(options, rate, first, world.rank() == 0);
+  if (options.save_initial && first == 0) checkpointer.save(0, optimizer, weights, report);
+
+  for (index_t step = first; step < rate.total; ++step) {
+    LossResult own(config.block_size);
+    fill(backend, gradients.flat(), 0);
+    for (index_t micro = 0; micro < options.accumulation_steps; ++micro) {
+      const auto positions_of = [&](index_t replica) {
+        return replica_positions(step, micro, options.batch_size, options.accumulation_steps,
+                                 group.replicas(), replica);
+      };
+      // The ranks of a target group run it for every replica that one of them belongs to.
+      const index_t first_rank = target_group.index() * target_group.size();
+      std::vector<MemorySample> memory;
+      for (index_t replica = first_rank / options.layout.ranks();
+           replica <= (first_rank + target_group.size() - 1) / options.layout.ranks(); ++replica) {
+        std::vector<TokenizedSample> texts;
+        for (index_t p = positions_of(replica).begin; p < positions_of(replica).end; ++p)
+          texts.push_back(data.samples[std::size_t(order.sample(p))]);
+        auto captured = examples::capture_samples(target, texts, config.target_layer_ids);
+        if (replica == group.replica()) memory = std::move(captured);
+      }
+      if (memory.empty()) continue;  // more replicas than samples
+      const std::vector<Sample> samples(memory.begin(), memory.end());
+      std::vector<Blocks> blocks;
+      for (const Sample& sample : samples) {
+        const index_t position = positions_of(group.replica()).begin + index_t(blocks.size());
+        blocks.push_back(sample_blocks(sample, block_options, options.seed,
+                                       std::uint64_t(order.epoch(position))));
+        if (group.rank() == 0) own.metrics.tokens += double(sample.tokens.size());
+      }
+      const auto batch = shard(backend, group, samples, blocks, *config.mask_token);
+      typename decltype(model)::Saved saved;
+      model.forward(weights, ends.embedding(), batch, saved);
+      Tensor<B, float, 2> doutput(backend, {batch.tokens.size(), config.shape.hidden});
+      own += draft_loss(backend, ends.lm_head(), saved.output.view(), batch.labels, batch.weights,
+                        config.block_size, group.rank() == 0 ? batch.samples : 0, loss_options,
+                        doutput.view());
+      model.backward(weights, batch, saved, doutput.view(), gradients);
+    }
+    const LossResult loss = sum_over_ranks(backend, world, own);
+    const double norm =
+        optimizer.step(weights.flat(), gradients.flat(), rate(step), loss.denominator);
+    report.step(step, order.epoch((step + 1) * options.step_samples() - 1), loss, norm);
+    if (options.saves_after(step, rate.total))
+      checkpointer.save(step + 1, optimizer, weights, report);
+  }
+  report.finish();
+}
+
+}  // namespace
 
 int main(int argc, char** argv) {
   return examples::guarded("train_online", [&] {
+    examples::Launcher launcher(argc, argv);
     CLI::App app("Trains a DFlash draft model from conversations and the target itself.",
                  "train_online");
     app.failure_message(examples::flag_failure);
-    examples::TrainOptions options;
-    examples::DataOptions data_options;
+    Options options;
     options.add_to(app);
-    data_options.add_to(app, "--train-data-path", 3072);
+    options.data.add_to(app, "--train-data-path", 3072);
+    launcher.add_to(app);
+    app.add_option("--tp-size", options.tensor_parallel, "ranks that hold the target together")
+        ->capture_default_str()
+        ->check(CLI::PositiveNumber);
     CLI11_PARSE(app, argc, argv);
 
-    const TargetConfig target_config = TargetConfig::read(options.target_model_path);
+    const TargetConfig target = TargetConfig::read(options.target_model_path);
     const DraftConfig config =
-        options.draft_config(options.layer_ids(target_config.layers), /*data_block_size=*/16);
-    const Tokenizer tokenizer(options.target_model_path);
-    const auto data = examples::read_samples(
-        data_options, tokenizer, {.block_size = config.block_size}, target_config.vocabulary);
-    data.print();
-    const BlockOptions block_options = options.blocks(config);
-    const LossOptions loss_options = options.loss_options();
-    const Schedule rate = options.schedule(index_t(data.samples.size()));
-    const auto contract =
-        options.contract(config, index_t(data.samples.size()), data.fingerprint());
-
-    CpuBackend<float> backend(options.worker_threads());
-    SequenceParallelGroup group(SingleProcess{});
-    const TargetModel<CpuBackend<float>> target(backend, options.target_model_path);
-    LocalAttention attention(backend);
-    DFlashBlock block(attention, config.shape);
-    DraftModel model(block, config);
-    auto weights = examples::initial_weights(backend, config, options);
-    auto gradients = zero_parameters(backend, config);
-    AdamW optimizer(backend, weights.flat(), weights.slots(), options.adamw());
-    SampleOrder order(index_t(data.samples.size()), options.seed);
-    const CheckpointFolders checkpoints(options.output_dir, options.max_checkpoints);
-    const index_t first =
-        examples::resumed_step(options, checkpoints, optimizer, weights, contract);
-    examples::Reporter report(options, rate, first);
-    const auto save = [&](index_t steps) {
-      report.saved(save_checkpoint(
-          checkpoints, steps, optimizer, weights.flat(), config.to_json("float32"),
-          {{"step", steps}, {"options", contract}}, export_dtype_named(options.export_dtype)));
-    };
-    if (options.save_initial && first == 0) save(0);
-
-    for (index_t step = first; step < rate.total; ++step) {
-      LossResult loss;
-      fill(backend, gradients.flat(), 0);
-      for (index_t micro = 0; micro < options.accumulation_steps; ++micro) {
-        const Range own =
-            replica_positions(step, micro, options.batch_size, options.accumulation_steps,
-                              group.replicas(), group.replica());
-        std::vector<TokenizedSample> texts;
-        for (index_t position = own.begin; position < own.end; ++position)
-          texts.push_back(data.samples[std::size_t(order.sample(position))]);
-        const auto memory = examples::capture_samples(target, texts, config.target_layer_ids);
-        const std::vector<Sample> samples(memory.begin(), memory.end());
-        std::vector<Blocks> blocks;
-        for (index_t position = own.begin; position < own.end; ++position) {
-          const Sample& sample = samples[std::size_t(position - own.begin)];
-          blocks.push_back(sample_blocks(sample, block_options, options.seed,
-                                         std::uint64_t(order.epoch(position))));
-          report.count_tokens(sample.tokens.size());
-        }
-        const auto batch = shard(backend, group, samples, blocks, *config.mask_token);
-        typename decltype(model)::Saved saved;
-        model.forward(weights, target.embedding(), batch, saved);
-        Tensor<CpuBackend<float>, float, 2> doutput(backend,
-                                                    {batch.tokens.size(), config.shape.hidden});
-        loss +=
-            draft_loss(backend, target.lm_head(), saved.output.view(), batch.labels, batch.weights,
-                       config.block_size, batch.samples, loss_options, doutput.view());
-        model.backward(weights, batch, saved, doutput.view(), gradients);
-      }
-      const double norm =
-          optimizer.step(weights.flat(), gradients.flat(), rate(step), loss.denominator);
-      report.step(step, order.epoch((step + 1) * options.step_samples() - 1), loss, norm);
-      if (options.saves_after(step, rate.total)) save(step + 1);
+        options.draft_config(options.layer_ids(target.layers), /*data_block_size=*/16);
+    const TrainingPlan plan =
+        options.training_plan(config, launcher.ranks(), options.data.max_length, 0);
+    if (options.plan) {
+      if (launcher.first()) std::cout << plan.text();
+      return 0;
     }
-    report.finish();
+    const Tokenizer tokenizer(options.target_model_path);
+    const auto data = examples::read_samples(options.data, tokenizer,
+                                             {.block_size = config.block_size}, target.vocabulary);
+    if (launcher.first()) data.print();
+    launcher.run([&](auto world) { train(std::move(world), options, data, config); });
     return 0;
   });
 }

@@ -29,7 +29,8 @@ struct TrainOptions {
   index_t log_interval = 50, save_interval = 1000, max_checkpoints = 0;
   std::uint64_t seed = 42;
   int threads = 0;
-  bool resume = false, save_initial = false;
+  bool resume = false, save_initial = false, plan = false;
+  dflash::SequenceLayout layout;
   dflash::TargetKeys keys;
 
   void add_to(CLI::App& app) {
@@ -98,6 +99,13 @@ struct TrainOptions {
     app.add_option("--threads", threads, "0: one per core")
         ->capture_default_str()
         ->check(CLI::NonNegativeNumber);
+    app.add_option("--sp-ulysses-size", layout.ulysses, "ranks that share a batch by heads")
+        ->capture_default_str()
+        ->check(CLI::PositiveNumber);
+    app.add_option("--sp-ring-size", layout.ring, "ranks that share a batch by context stripes")
+        ->capture_default_str()
+        ->check(CLI::PositiveNumber);
+    app.add_flag("--plan", plan, "print memory, bytes sent and read per step, and end");
     app.add_flag("--resume", resume, "go on from the newest checkpoint in --output-dir, if any");
     app.add_flag("--save-initial", save_initial, "a checkpoint before the first step as well");
     app.add_option("--embedding-key", keys.embedding)->capture_default_str();
@@ -177,8 +185,34 @@ struct TrainOptions {
     return schedule;
   }
 
-  int worker_threads() const {
-    return threads > 0 ? threads : std::max(1, int(std::thread::hardware_concurrency()));
+  /// Of each rank.
+  int worker_threads(int ranks) const {
+    return threads > 0 ? threads
+                       : std::max(1, int(std::thread::hardware_concurrency()) / std::max(ranks, 1));
+  }
+
+  /// What a step takes, for samples of that many tokens, before anything is loaded.
+  dflash::TrainingPlan training_plan(const dflash::DraftConfig& draft, int ranks,
+                                     index_t sample_tokens, index_t stored_bytes) const {
+    if (ranks % layout.ranks() != 0)
+      throw dflash::Error("there are " + std::to_string(ranks) + " ranks, which the " +
+                          std::to_string(layout.ulysses) + " (--sp-ulysses-size) x " +
+                          std::to_string(layout.ring) +
+                          " (--sp-ring-size) of a sequence group do not divide");
+    if (layout.ulysses > draft.shape.heads)
+      throw dflash::Error("--sp-ulysses-size " + std::to_string(layout.ulysses) +
+                          " is larger than the draft's number of query heads, " +
+                          std::to_string(draft.shape.heads));
+    const index_t replicas = ranks / layout.ranks();
+    return {.config = draft,
+            .layout = layout,
+            .replicas = replicas,
+            .micro_steps = accumulation_steps,
+            .samples = (batch_size + replicas - 1) / replicas,
+            .sample_tokens = sample_tokens,
+            .sample_blocks = std::min(num_anchors, sample_tokens),
+            .stored_bytes = stored_bytes,
+            .vocabulary_rows = draft.vocabulary};
   }
 
   dflash::AdamWOptions adamw() const {

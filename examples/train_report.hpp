@@ -15,12 +15,12 @@ dflash::Parameters<B> initial_weights(B& backend, const dflash::DraftConfig& con
              : dflash::read_parameters(backend, config, options.draft_checkpoint_path);
 }
 
-/// Loads the newest checkpoint if there is one and --resume asks for it. Returns the steps done.
-template <class B>
-index_t resumed_step(const TrainOptions& options, const dflash::CheckpointFolders& checkpoints,
-                     dflash::AdamW<B>& optimizer, dflash::Parameters<B>& weights,
-                     const nlohmann::json& contract) {
-  const auto latest = checkpoints.latest();
+/// Loads the newest checkpoint if there is one and --resume asks for it, on any number of ranks.
+/// Returns the steps done.
+template <class B, class C>
+index_t resumed_step(const TrainOptions& options, C& world, dflash::ShardedAdamW<B, C>& optimizer,
+                     B& backend, dflash::Parameters<B>& weights, const nlohmann::json& contract) {
+  const auto latest = dflash::latest_checkpoint(options.output_dir);
   if (!options.resume) {
     if (latest)
       throw dflash::Error(latest->string() +
@@ -29,24 +29,26 @@ index_t resumed_step(const TrainOptions& options, const dflash::CheckpointFolder
     return 0;
   }
   if (!latest) return 0;
-  const auto state = dflash::load_checkpoint(*latest, optimizer, weights.flat(), contract);
-  std::cout << "resuming from " << latest->string() << "\n";
+  dflash::AdamW<B> whole(backend, weights.flat(), weights.slots(), options.adamw());
+  const auto state = dflash::load_checkpoint(*latest, whole, weights.flat(), contract);
+  optimizer.take(whole, weights.flat());
+  if (world.rank() == 0) std::cout << "resuming from " << latest->string() << "\n";
   return dflash::required<index_t>(state, "step", *latest / "trainer_state.json");
 }
 
-/// Shows progress, and writes log.jsonl.
+/// Shows progress, and writes log.jsonl: on one rank of the world.
 class Reporter {
  public:
-  Reporter(const TrainOptions& options, const dflash::Schedule& rate, index_t first)
+  Reporter(const TrainOptions& options, const dflash::Schedule& rate, index_t first, bool active)
       : interval_(options.log_interval),
         rate_(rate),
-        progress_(std::cout, dflash::is_terminal(stdout), rate.total, first),
-        log_(options.output_dir, first) {}
-
-  void count_tokens(std::size_t n) { tokens_ += double(n); }
+        progress_(std::cout, dflash::is_terminal(stdout), rate.total, first) {
+    if (active) log_.emplace(options.output_dir, first);
+  }
 
   /// After optimizer step `step`, counted from 0. Losses of a log line are over all its steps.
   void step(index_t step, index_t epoch, const dflash::LossResult& loss, double norm) {
+    if (!log_) return;
     window_ += loss;
     const double now = dflash::seconds_now();
     if (!std::isfinite(norm)) ++skipped_;
@@ -57,13 +59,12 @@ class Reporter {
                                   .acceptance = window_.metrics.acceptance(),
                                   .grad_norm = norm,
                                   .learning_rate = rate_(step),
-                                  .tokens_per_second = tokens_ / (now - start_),
+                                  .tokens_per_second = window_.metrics.tokens / (now - start_),
                                   .skipped_steps = skipped_};
     const bool due = (step + 1) % interval_ == 0 || step + 1 == rate_.total;
     progress_.show(record, due);
     if (!due) return;
-    log_.write(record);
-    tokens_ = 0;
+    log_->write(record);
     start_ = now;
     forget();
   }
@@ -74,6 +75,7 @@ class Reporter {
     forget();
   }
   void finish() {
+    if (!log_) return;
     progress_.finish();
     if (!last_.empty()) std::cout << "checkpoint: " << last_.string() << "\n";
   }
@@ -87,11 +89,43 @@ class Reporter {
   index_t interval_;
   dflash::Schedule rate_;
   dflash::TrainingProgress progress_;
-  dflash::TrainingLog log_;
+  std::optional<dflash::TrainingLog> log_;
   dflash::LossResult window_;
-  double tokens_ = 0, start_ = dflash::seconds_now();
+  double start_ = dflash::seconds_now();
   index_t skipped_ = 0;
   std::filesystem::path last_;
+};
+
+/// Saves whole tensors, whoever holds them: all ranks gather, the first one writes.
+template <class C>
+class Checkpointer {
+ public:
+  /// The first rank prepares the folder before any other looks into it.
+  Checkpointer(const TrainOptions& options, C& world, const dflash::DraftConfig& config,
+               const nlohmann::json& contract)
+      : world_(&world),
+        config_(config.to_json("float32")),
+        contract_(contract),
+        dtype_(dflash::export_dtype_named(options.export_dtype)) {
+    if (world.rank() == 0) folders_.emplace(options.output_dir, options.max_checkpoints);
+    world.barrier();
+  }
+
+  template <class B>
+  void save(index_t steps, dflash::ShardedAdamW<B, C>& optimizer, dflash::Parameters<B>& weights,
+            Reporter& report) {
+    dflash::AdamW<B> whole = optimizer.whole(weights.flat());
+    if (folders_)
+      report.saved(dflash::save_checkpoint(*folders_, steps, whole, weights.flat(), config_,
+                                           {{"step", steps}, {"options", contract_}}, dtype_));
+    world_->barrier();
+  }
+
+ private:
+  C* world_;
+  std::optional<dflash::CheckpointFolders> folders_;
+  nlohmann::json config_, contract_;
+  dflash::DType dtype_;
 };
 
 }  // namespace examples

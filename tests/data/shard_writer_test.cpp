@@ -158,6 +158,16 @@ TEST_CASE("a store of other data or another description is not continued") {
   CHECK(mentions(error_of([&] { data.capture(folder.path()); }), "has shards but no store.json"));
 }
 
+TEST_CASE("a store without shards takes another description") {
+  const TemporaryFolder folder, whole;
+  StoreFixture data(10);
+  data.capture(folder.path(), 0);
+  data.description.target_fingerprint = "xxh3:3";
+  data.capture(folder.path());
+  data.capture(whole.path());
+  CHECK(files_below(folder.path()) == files_below(whole.path()));
+}
+
 TEST_CASE("samples other than the planned are refused, and rows that do not match") {
   const TemporaryFolder folder;
   const StoreFixture data(3);

@@ -16,7 +16,9 @@ int main() {
   const std::vector<Blocks> blocks{sample_blocks(samples[0], {.count = 2, .size = 2}, 1, 0)};
 
   CpuBackend<float> backend;
-  DraftModel model(DFlashBlock(LocalAttention(backend), config.shape), config);
+  LocalAttention attention(backend);
+  DFlashBlock block(attention, config.shape);
+  DraftModel model(block, config);
   const auto weights = random_parameters(backend, config, 1);
   const auto batch =
       shard(backend, SequenceParallelGroup(SingleProcess{}), samples, blocks, *config.mask_token);

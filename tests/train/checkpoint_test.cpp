@@ -156,6 +156,10 @@ TEST_CASE("options that do not agree are named with both values") {
   CHECK(load({{"seed", 42}}) == prefix + "\"learning_rate\" is 0.0006 there, but not set here");
   CHECK(load({{"seed", 42}, {"learning_rate", 6e-4}, {"gamma", 7}}) ==
         prefix + "\"gamma\" is not there, but 7 here");
+  write_json(path / "trainer_state.json", {{"options", {{"draft", {{"layers", 2}}}}}});
+  CHECK(load({{"draft", {{"layers", 3}}}}) == prefix + "\"draft.layers\" is 2 there, but 3 here");
+  CHECK(load({{"draft", {{"layers", 2}}}}) == "none");
+  CHECK(load({{"draft", 2}}) == prefix + "\"draft\" is {\"layers\":2} there, but 2 here");
   write_json(path / "trainer_state.json", {{"step", 1}});
   CHECK(load(options) == file + " has no field \"options\"");
   write_file(path / "trainer_state.json", "{\"step\": ");

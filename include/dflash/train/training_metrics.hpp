@@ -12,6 +12,7 @@ namespace dflash {
 /// Counts over blocks. They add, over micro-steps and ranks.
 struct TrainingMetrics {
   std::vector<double> supervised, correct;  // (K): per slot of a block
+  double tokens = 0;                        // of the samples; whoever packs them counts
   double blocks = 0;                        // with a supervised slot
   double accepted = 0;  // over these, 1 + the leading run of right predictions of slots 1, 2, ...
 
@@ -71,24 +72,26 @@ struct LossResult {
 
   double loss() const { return numerator / denominator; }
 
-  /// All numbers side by side, for a sum over ranks: 4 + 2 K.
+  /// All numbers side by side, for a sum over ranks: 5 + 2 K.
   std::vector<double> flat() const {
-    std::vector<double> all{numerator, denominator, metrics.blocks, metrics.accepted};
+    std::vector<double> all{numerator, denominator, metrics.tokens, metrics.blocks,
+                            metrics.accepted};
     all.insert(all.end(), metrics.supervised.begin(), metrics.supervised.end());
     all.insert(all.end(), metrics.correct.begin(), metrics.correct.end());
     return all;
   }
 
   static LossResult from_flat(std::span<const double> all) {
-    expects(all.size() >= 4 && all.size() % 2 == 0, "LossResult: not a flattened result");
-    const std::size_t slots = (all.size() - 4) / 2;
+    expects(all.size() >= 5 && all.size() % 2 == 1, "LossResult: not a flattened result");
+    const std::size_t slots = (all.size() - 5) / 2;
     LossResult result;
     result.numerator = all[0];
     result.denominator = all[1];
-    result.metrics.blocks = all[2];
-    result.metrics.accepted = all[3];
-    result.metrics.supervised.assign(all.begin() + 4, all.begin() + 4 + index_t(slots));
-    result.metrics.correct.assign(all.begin() + 4 + index_t(slots), all.end());
+    result.metrics.tokens = all[2];
+    result.metrics.blocks = all[3];
+    result.metrics.accepted = all[4];
+    result.metrics.supervised.assign(all.begin() + 5, all.begin() + 5 + index_t(slots));
+    result.metrics.correct.assign(all.begin() + 5 + index_t(slots), all.end());
     return result;
   }
 
@@ -101,6 +104,7 @@ struct LossResult {
             "LossResult: block sizes differ");
     numerator += other.numerator;
     denominator += other.denominator;
+    metrics.tokens += other.metrics.tokens;
     metrics.blocks += other.metrics.blocks;
     metrics.accepted += other.metrics.accepted;
     for (std::size_t k = 0; k < other.metrics.supervised.size(); ++k) {

@@ -104,7 +104,7 @@ struct TrainingPlan {
     t.reduce_scatter_sum = {1, value_bytes * (n - own)};
     t.all_gather = {1, value_bytes * own * (ranks() - 1)};
     // The loss, its counts and the squared norm, in double.
-    t.all_reduce_sum = {2, reduce(4 + 2 * config.block_size, 8) + reduce(1, 8)};
+    t.all_reduce_sum = {2, reduce(5 + 2 * config.block_size, 8) + reduce(1, 8)};
     return t;
   }
 
