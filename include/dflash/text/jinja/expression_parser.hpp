@@ -267,7 +267,10 @@ class ExpressionParser {
 
   std::string dotted_name(const char* what) {
     std::string name = tokens_.need(TokenKind::name, what).text;
-    while (tokens_.take_sign(".")) name += "." + tokens_.need(TokenKind::name, what).text;
+    while (tokens_.take_sign(".")) {
+      name += '.';
+      name += tokens_.need(TokenKind::name, what).text;
+    }
     return name;
   }
 
