@@ -59,9 +59,9 @@ TEST_CASE("results add, and are the same after a sum as flat numbers") {
   for (std::size_t i = 0; i < flat.size(); ++i) flat[i] += other[i];
   const auto back = LossResult::from_flat(flat);
   CHECK(back.flat() == sum.flat());
-  CHECK(flat.size() == 4 + 2 * 3);
+  CHECK(flat.size() == 5 + 2 * 3);
 
   LossResult wrong(5);
   CHECK_THROWS_AS(wrong += a, Error);
-  CHECK_THROWS_AS(LossResult::from_flat(std::vector<double>(7)), Error);
+  CHECK_THROWS_AS(LossResult::from_flat(std::vector<double>(8)), Error);
 }
