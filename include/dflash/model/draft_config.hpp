@@ -117,8 +117,9 @@ inline DraftConfig DraftConfig::from_json(const nlohmann::json& config, const st
   draft.vocabulary = positive(config, "vocab_size", file);
   draft.target_layers = positive(config, "num_target_layers", file);
   const nlohmann::json own = config.value("dflash_config", nlohmann::json::object());
-  draft.target_layer_ids = optional<std::vector<index_t>>(
-      own, "target_layer_ids", file + ": dflash_config", default_target_layer_ids(draft.target_layers, draft.layers));
+  draft.target_layer_ids =
+      optional<std::vector<index_t>>(own, "target_layer_ids", file + ": dflash_config",
+                                     default_target_layer_ids(draft.target_layers, draft.layers));
   check_target_layer_ids(draft.target_layer_ids, draft.target_layers, file);
   if (own.contains("mask_token_id") && !own["mask_token_id"].is_null()) {
     const auto mask = required<index_t>(own, "mask_token_id", file + ": dflash_config");

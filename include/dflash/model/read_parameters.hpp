@@ -8,8 +8,8 @@
 
 namespace dflash {
 
-/// The weights of a draft from its folder: a checkpoint of ours or any published draft. Error naming
-/// the file and the tensor if one is missing or has another shape than the config says.
+/// The weights of a draft from its folder: a checkpoint of ours or any published draft. Error
+/// naming the file and the tensor if one is missing or has another shape than the config says.
 template <Backend B>
 Parameters<B> read_parameters(B& backend, const DraftConfig& config,
                               const std::filesystem::path& folder) {
