@@ -4,6 +4,7 @@
 #   ./test.sh --all    the full matrix: under MPI, and all tests under each sanitizer
 set -uo pipefail
 cd "$(dirname "$0")"
+mkdir -p build
 all=false
 [ "${1:-}" = --all ] && all=true
 passed=0 failed=0 skipped=0
@@ -70,12 +71,12 @@ stage "g++, optimised: all tests, examples and the golden data" 12
 mpi=OFF
 $all && mpi=ON
 options="-DCMAKE_BUILD_TYPE=Release -DDFLASH_WERROR=ON -DDFLASH_MPI=$mpi"
-if build build/test >build-test.log 2>&1; then
-  rm -f build-test.log
+if build build/test >build/test.log 2>&1; then
+  rm -f build/test.log
   took
   run_ctest build/test
 else
-  tail -60 build-test.log
+  tail -60 build/test.log
   failed=$((failed + 1))
 fi
 took
