@@ -110,7 +110,6 @@ took
 
 sanitized() { # preset, pattern of tests
   local folder=build/$1
-  options="--preset $1 -DDFLASH_EXAMPLES=OFF"
   local targets
   targets=$(cd tests && find . -name '*_test.cpp' ! -path './programs/*' | grep -E "$2" | sed 's|.*/||; s|\.cpp$||' | sort)
   if ! { cmake --preset "$1" -B "$folder" -DDFLASH_EXAMPLES=OFF &&
