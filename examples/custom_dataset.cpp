@@ -75,7 +75,7 @@ int main(int argc, char** argv) {
     DFlashBlock block(attention, config.shape);
     DraftModel model(block, config);
     auto weights = random_parameters(backend, config, /*seed=*/1);
-    auto gradients = zero_parameters(backend, config);
+    auto gradients = zero_gradients(backend, config);
     AdamW optimizer(backend, weights.flat(), weights.slots());
     SampleOrder order(dataset.size(), /*seed=*/1);
 

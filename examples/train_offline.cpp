@@ -34,7 +34,7 @@ void train(C communicator, const Options& options, const OfflineShardDataset& da
   DFlashBlock block(attention, config.shape);
   DraftModel model(block, config);
   auto weights = examples::initial_weights(backend, config, options);
-  auto gradients = zero_parameters(backend, config);
+  auto gradients = zero_gradients(backend, config);
   ShardedAdamW optimizer(backend, world, weights.flat(), weights.slots(), options.adamw());
   SampleOrder order(dataset.size(), options.seed);
   examples::Checkpointer checkpointer(options, world, config, contract);

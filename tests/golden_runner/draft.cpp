@@ -175,7 +175,7 @@ void step_case(const GoldenCase& c, Report& report, const std::string& prefix, T
   const LossResult loss =
       draft_loss<B>(cpu, head_view, draft.saved.output.view(), batch.labels, batch.weights, k,
                     batch.samples, loss_options(c.settings.at("train")), doutput.view());
-  auto gradients = zero_parameters(cpu, config);
+  auto gradients = zero_gradients(cpu, config);
   draft.model.backward(draft.weights, batch, draft.saved, doutput.view(), gradients);
 
   const std::vector<std::int32_t> tokens(batch.tokens.view().data,

@@ -201,7 +201,7 @@ void run_usp_step(const GoldenCase& c, Report& report) {
       const auto values = c.read<double>(slot.name);
       cpu.upload(values.data(), weights.flat().data + slot.offset, slot.size);
     }
-    auto gradients = zero_parameters(cpu, config);
+    auto gradients = zero_gradients(cpu, config);
     const auto batch = shard(cpu, group, samples, blocks, *config.mask_token);
     typename decltype(model)::Saved saved;
     model.forward(weights, {embedding.data(), {vocabulary, hidden}}, batch, saved);

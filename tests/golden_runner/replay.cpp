@@ -67,7 +67,7 @@ void run_replay(const GoldenCase& c, Report& report) {
   }
   const auto initial =
       std::vector<float>(weights.flat().data, weights.flat().data + weights.flat().size());
-  auto gradients = zero_parameters(cpu, config);
+  auto gradients = zero_gradients(cpu, config);
   AdamW optimizer(cpu, weights.flat(), weights.slots(),
                   {.beta1 = train.at("betas")[0],
                    .beta2 = train.at("betas")[1],

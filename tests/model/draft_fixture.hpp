@@ -100,7 +100,7 @@ struct DraftProblem {
     return forward(saved, doutput).numerator;
   }
   /// Adds the gradient of the loss's numerator to `gradients`.
-  dflash::LossResult step(dflash::Parameters<B>& gradients) {
+  dflash::LossResult step(dflash::Gradients<B>& gradients) {
     typename Model::Saved saved;
     dflash::Tensor<B, T, 2> doutput;
     const auto loss = forward(saved, doutput);

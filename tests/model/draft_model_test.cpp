@@ -14,7 +14,7 @@ namespace {
 /// gradient, so only the plain loss can be differenced.
 void check_gradients(const DraftConfig& config) {
   DraftProblem<double> p(config, random_samples(config, {9, 2, 13}, 1), 4, {.gamma = 4});
-  auto gradients = zero_parameters(p.cpu, config);
+  auto gradients = zero_gradients(p.cpu, config);
   p.step(gradients);
   for (const auto& slot : p.weights.slots()) {
     CAPTURE(slot.name);
@@ -46,7 +46,7 @@ TEST_CASE("DraftModel's backward agrees with central differences") {
 TEST_CASE("DraftModel's backward adds to gradients that are not zero") {
   const auto config = small_config(true, true);
   DraftProblem<double> p(config, random_samples(config, {11, 8}, 2), 5);
-  auto once = zero_parameters(p.cpu, config), twice = zero_parameters(p.cpu, config);
+  auto once = zero_gradients(p.cpu, config), twice = zero_gradients(p.cpu, config);
   p.step(once);
   p.step(twice);
   p.step(twice);
@@ -106,7 +106,7 @@ TEST_CASE("Gradients of a pack are the sum over its samples") {
   const auto config = small_config();
   const auto all = random_samples(config, {19, 7, 30}, 6);
   DraftProblem<double> pack(config, all, 4, {.type = LossType::dpace});
-  auto together = zero_parameters(pack.cpu, config), apart = zero_parameters(pack.cpu, config);
+  auto together = zero_gradients(pack.cpu, config), apart = zero_gradients(pack.cpu, config);
   const auto whole = pack.step(together);
   LossResult sum;
   for (const auto& sample : all) {

@@ -53,7 +53,7 @@ Step step_on(const DraftConfig& config, const std::vector<MemorySample>& memory,
     DraftModel model(block, config);
     auto weights = random_parameters(cpu, config, 3);
     cpu.copy(tables.weights.flat().data, weights.flat().data, weights.flat().size());
-    auto gradients = zero_parameters(cpu, config);
+    auto gradients = zero_gradients(cpu, config);
     std::vector<Sample> samples;
     std::vector<Blocks> blocks;
     for (const auto& sample : memory) {

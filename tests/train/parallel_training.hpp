@@ -37,7 +37,7 @@ Run train_on(C world, const dflash::DraftConfig& config,
   UlyssesAttention attention(cpu, group);
   DFlashBlock block(attention, config.shape);
   DraftModel model(block, config);
-  auto weights = random_parameters(cpu, config, 3), gradients = zero_parameters(cpu, config);
+  auto weights = random_parameters(cpu, config, 3), gradients = zero_gradients(cpu, config);
   ShardedAdamW optimizer(cpu, group.world(), weights.flat(), weights.slots(),
                          {.decay = 0.1, .max_grad_norm = 0.7});
   SampleOrder order(index_t(memory.size()), 1);

@@ -59,7 +59,7 @@ TEST_CASE("Counted bytes and collectives of a step are the plan's, exactly, on e
       UlyssesAttention attention(cpu, group);
       DFlashBlock block(attention, config.shape);
       DraftModel model(block, config);
-      auto weights = random_parameters(cpu, config, 3), gradients = zero_parameters(cpu, config);
+      auto weights = random_parameters(cpu, config, 3), gradients = zero_gradients(cpu, config);
       ShardedAdamW optimizer(cpu, group.world(), weights.flat(), weights.slots());
       const std::vector<float> table(std::size_t(config.vocabulary * config.shape.hidden), 0.1f);
       const In<float, 2> head{table.data(), {config.vocabulary, config.shape.hidden}};

@@ -20,26 +20,28 @@ struct AdamWStep {
 
 /// What a backend computes: free functions, found by the backend's type. To port the library to a
 /// new device, write these. In is read, Out is written; a *_backward function adds to its outputs.
+/// Activations and weights are in the value type T; gradients of weights and whatever sums over
+/// many rows are in the accumulator type A.
 template <class B, class T = typename B::value_type, class A = typename B::accumulator_type>
 concept Operations = requires(B& b, In<T, 2> x, In<T, 2> w, Out<T, 2> y, In<T, 1> scale, A eps,
-                              View<A, 1> rstd, In<A, 1> saved_rstd, Out<T, 1> dscale,
+                              View<A, 1> rstd, In<A, 1> saved_rstd, Out<A, 1> dscale, Out<A, 2> dw,
                               Out<T, 3> heads, View<const index_t, 1> position,
                               View<const double, 1> frequency, View<const std::int32_t, 1> ids,
                               View<std::int32_t, 1> best, View<std::uint8_t, 1> correct, In<T, 3> q,
                               KeyValue<const T> kv, KeyValue<T> dkv, AttentionRule rule,
-                              View<A, 2> lse, In<A, 2> saved_lse, Out<T, 1> flat, In<T, 1> flat_in,
+                              View<A, 2> lse, In<A, 2> saved_lse, Out<A, 1> flat, In<A, 1> flat_in,
                               AdamWStep step, const typename B::FrozenMatrix& f,
                               View<CrossEntropyPart<A>, 1> part) {
-  fill(b, y, T(0));                    // y = value
-  add(b, x, y);                        // y += x
-  add_rows(b, scale, y);               // y(n) += x               x (C)  y (N, C)
-  scale_rows(b, saved_rstd, y);        // y(n) *= x(n)            x (N)  y (N, C)
-  sum_rows(b, x, dscale);              // y += sum over n of x(n) x (N, C)  y (C)
-  gather_rows(b, w, ids, y);           // y(n) = w(ids(n))        w (V, C)  ids, y (N)
-  scatter_rows(b, x, ids, y);          // y(ids(n)) = x(n), ids distinct
-  linear(b, x, w, y);                  // y = x w^T               x (N, I)  w (O, I)  y (N, O)
-  linear_backward_input(b, x, w, y);   // dx += dy w              dy (N, O)  w (O, I)  dx (N, I)
-  linear_backward_weight(b, x, x, y);  // dw += dy^T x            dy (N, O)  x (N, I)  dw (O, I)
+  fill(b, y, T(0));                     // y = value
+  add(b, x, y);                         // y += x
+  add_rows(b, scale, y);                // y(n) += x               x (C)  y (N, C)
+  scale_rows(b, saved_rstd, y);         // y(n) *= x(n)            x (N)  y (N, C)
+  sum_rows(b, x, dscale);               // y += sum over n of x(n) x (N, C)  y (C)
+  gather_rows(b, w, ids, y);            // y(n) = w(ids(n))        w (V, C)  ids, y (N)
+  scatter_rows(b, x, ids, y);           // y(ids(n)) = x(n), ids distinct
+  linear(b, x, w, y);                   // y = x w^T               x (N, I)  w (O, I)  y (N, O)
+  linear_backward_input(b, x, w, y);    // dx += dy w              dy (N, O)  w (O, I)  dx (N, I)
+  linear_backward_weight(b, x, x, dw);  // dw += dy^T x            dy (N, O)  x (N, I)  dw (O, I)
   { freeze(b, w) } -> std::same_as<typename B::FrozenMatrix>;  // w prepared once, for:
   linear(b, x, f, y);                                          // y = x w^T
   rms_norm(b, x, scale, eps, y, rstd);  // y = x rstd scale        x, y (N, C)  scale (C)  rstd (N)

@@ -56,9 +56,11 @@ class DFlashBlock {
   using AttentionType = A;
   using B = typename A::backend_type;
   using T = typename B::value_type;
+  using Sum = typename B::accumulator_type;
   using Weights = DFlashBlockWeights<T>;
+  using WeightGradients = DFlashBlockWeights<Sum>;
   using Matrix = Tensor<B, T, 2>;
-  using Vector = Tensor<B, typename B::accumulator_type, 1>;
+  using Vector = Tensor<B, Sum, 1>;
 
   struct Projection {  // rows of heads, normalised per head and rotated
     Matrix raw, out;
@@ -126,7 +128,7 @@ class DFlashBlock {
 
   /// Adds to the gradients g and to dx (N * K, H). end_context adds the context's share.
   void backward(const Weights& w, In<T, 2> dy, const BlockGeometry<T>& at,
-                typename A::Context& context, Saved& s, Weights& g, Out<T, 2> dx) const {
+                typename A::Context& context, Saved& s, WeightGradients& g, Out<T, 2> dx) const {
     Matrix dresidual = zeros(s.residual);
     add(backend(), dy, dresidual.view());
     {
@@ -158,8 +160,8 @@ class DFlashBlock {
   }
 
   /// The context's share of backward: adds to the gradients g and to dcontext (S, H).
-  void end_context(const Weights& w, const BlockGeometry<T>& at, ContextSaved& c, Weights& g,
-                   Out<T, 2> dcontext) const {
+  void end_context(const Weights& w, const BlockGeometry<T>& at, ContextSaved& c,
+                   WeightGradients& g, Out<T, 2> dcontext) const {
     Matrix dk = zeros(c.k.out), dv = zeros(c.v);
     attention_.end_context(rule(at.mask), c.attention, heads(dk), heads(dv));
     times_backward(c.context, w.v, dv.view(), dcontext, g.v, g.v_bias);
@@ -184,8 +186,8 @@ class DFlashBlock {
     if (bias.data != nullptr) add_rows(backend(), bias, y.view());
     return y;
   }
-  void times_backward(In<T, 2> x, In<T, 2> w, In<T, 2> dy, Out<T, 2> dx, Out<T, 2> dw,
-                      Out<T, 1> dbias = {}) const {
+  void times_backward(In<T, 2> x, In<T, 2> w, In<T, 2> dy, Out<T, 2> dx, Out<Sum, 2> dw,
+                      Out<Sum, 1> dbias = {}) const {
     linear_backward_input(backend(), dy, w, dx);
     linear_backward_weight(backend(), dy, x, dw);
     if (dbias.data != nullptr) sum_rows(backend(), dy, dbias);
@@ -193,7 +195,7 @@ class DFlashBlock {
   void norm(In<T, 2> x, In<T, 1> w, Matrix& y, Vector& rstd) const {
     y = Matrix(backend(), {x.shape[0], x.shape[1]});
     rstd = Vector(backend(), {x.shape[0]});
-    rms_norm(backend(), x, w, T(shape_.eps), y.view(), rstd.view());
+    rms_norm(backend(), x, w, Sum(shape_.eps), y.view(), rstd.view());
   }
   void project(In<T, 2> x, In<T, 2> w, In<T, 1> bias, In<T, 1> w_norm, In<T, 2> cos, In<T, 2> sin,
                Projection& s) const {
@@ -201,14 +203,14 @@ class DFlashBlock {
     s.out = Matrix(backend(), {x.shape[0], w.shape[0]});
     const View<T, 2> in = per_head(s.raw.view(), shape_.head_dim);
     s.rstd = Vector(backend(), {in.shape[0]});
-    rms_norm(backend(), in, w_norm, T(shape_.eps), per_head(s.out.view(), shape_.head_dim),
+    rms_norm(backend(), in, w_norm, Sum(shape_.eps), per_head(s.out.view(), shape_.head_dim),
              s.rstd.view());
     rope(backend(), cos, sin, Rotate::forward, heads(s.out));
   }
   /// Rotates dout back in place, then adds to dx and the gradients.
   void project_backward(In<T, 2> x, In<T, 2> w, In<T, 1> w_norm, In<T, 2> cos, In<T, 2> sin,
-                        Projection& s, Matrix& dout, Out<T, 2> dx, Out<T, 2> dw, Out<T, 1> dbias,
-                        Out<T, 1> dw_norm) const {
+                        Projection& s, Matrix& dout, Out<T, 2> dx, Out<Sum, 2> dw,
+                        Out<Sum, 1> dbias, Out<Sum, 1> dw_norm) const {
     Matrix draw = zeros(s.raw);
     rope(backend(), cos, sin, Rotate::backward, heads(dout));
     rms_norm_backward(backend(), per_head(s.raw.view(), shape_.head_dim), w_norm, s.rstd.view(),

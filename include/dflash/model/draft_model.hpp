@@ -26,7 +26,8 @@ class DraftModel {
   using BlockType = Block;
   using Weights = Parameters<B>;
   using Matrix = Tensor<B, T, 2>;
-  using Vector = Tensor<B, typename B::accumulator_type, 1>;
+  using Sum = typename B::accumulator_type;
+  using Vector = Tensor<B, Sum, 1>;
 
   struct RopeTables {
     Matrix cos, sin;  // (rows, D / 2)
@@ -88,7 +89,7 @@ class DraftModel {
 
   /// Adds to the gradients. doutput (N * K, H).
   void backward(const Weights& weights, const Batch<B>& batch, Saved& s, In<T, 2> doutput,
-                Weights& gradients) const {
+                Gradients<B>& gradients) const {
     const auto& w = *weights;
     auto& g = *gradients;
     Matrix dy = zeros(s.output), dcontext = zeros(s.context);
@@ -122,13 +123,13 @@ class DraftModel {
     context = Matrix(backend(), {rows, hidden});
     rstd = Vector(backend(), {rows});
     linear(backend(), features, (*weights).fc, fused.view());
-    rms_norm(backend(), fused.view(), (*weights).hidden_norm, T(config_.shape.eps), context.view(),
-             rstd.view());
+    rms_norm(backend(), fused.view(), (*weights).hidden_norm, Sum(config_.shape.eps),
+             context.view(), rstd.view());
   }
 
   void final_norm(const Weights& weights, In<T, 2> x, Out<T, 2> y, Vector& rstd) const {
     rstd = Vector(backend(), {x.shape[0]});
-    rms_norm(backend(), x, (*weights).norm, T(config_.shape.eps), y, rstd.view());
+    rms_norm(backend(), x, (*weights).norm, Sum(config_.shape.eps), y, rstd.view());
   }
 
   /// cos and sin of each row's rotation.                positions (rows)

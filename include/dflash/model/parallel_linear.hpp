@@ -14,6 +14,7 @@ template <Backend B, Communicator C = SingleProcess>
 class ColumnParallelLinear {
  public:
   using T = typename B::value_type;
+  using Sum = typename B::accumulator_type;
 
   ColumnParallelLinear(B& backend, TensorParallelGroup<C>& group)
       : backend_(&backend), group_(&group) {}
@@ -28,8 +29,8 @@ class ColumnParallelLinear {
   }
 
   /// Adds to dx, dw and dbias (empty: none). dx gets the sum over the ranks, on each.
-  void backward(In<T, 2> x, In<T, 2> w, In<T, 2> dy, Out<T, 2> dx, Out<T, 2> dw,
-                Out<T, 1> dbias) const {
+  void backward(In<T, 2> x, In<T, 2> w, In<T, 2> dy, Out<T, 2> dx, Out<Sum, 2> dw,
+                Out<Sum, 1> dbias) const {
     linear_backward_weight(*backend_, dy, x, dw);
     if (dbias.size() > 0) sum_rows(*backend_, dy, dbias);
     Tensor<B, T, 2> part(*backend_, {dx.shape[0], dx.shape[1]});
@@ -51,6 +52,7 @@ template <Backend B, Communicator C = SingleProcess>
 class RowParallelLinear {
  public:
   using T = typename B::value_type;
+  using Sum = typename B::accumulator_type;
 
   RowParallelLinear(B& backend, TensorParallelGroup<C>& group)
       : backend_(&backend), group_(&group) {}
@@ -65,8 +67,8 @@ class RowParallelLinear {
   }
 
   /// Adds to dx, dw and dbias (empty: none), which is the same on every rank. Communicates nothing.
-  void backward(In<T, 2> x, In<T, 2> w, In<T, 2> dy, Out<T, 2> dx, Out<T, 2> dw,
-                Out<T, 1> dbias) const {
+  void backward(In<T, 2> x, In<T, 2> w, In<T, 2> dy, Out<T, 2> dx, Out<Sum, 2> dw,
+                Out<Sum, 1> dbias) const {
     linear_backward_weight(*backend_, dy, x, dw);
     if (dbias.size() > 0) sum_rows(*backend_, dy, dbias);
     linear_backward_input(*backend_, dy, w, dx);

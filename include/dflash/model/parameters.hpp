@@ -39,11 +39,9 @@ struct ParameterSlot {
 };
 
 /// The weights of a draft, or their gradients: one allocation, and named views into it.
-template <Backend B>
+template <Backend B, class T = typename B::value_type>
 class Parameters {
  public:
-  using T = typename B::value_type;
-
   /// Uninitialised memory for every weight of the config.
   Parameters(B& backend, const DraftConfig& config) {
     views_.layers.resize(static_cast<std::size_t>(config.layers));
@@ -73,12 +71,16 @@ class Parameters {
   std::vector<ParameterSlot> slots_;
 };
 
-/// Parameters that are all zero: what gradients start from.
+/// Gradients of all weights, in the type in which the backend sums.
 template <Backend B>
-Parameters<B> zero_parameters(B& backend, const DraftConfig& config) {
-  Parameters<B> p(backend, config);
-  fill(backend, p.flat(), typename B::value_type(0));
-  return p;
+using Gradients = Parameters<B, typename B::accumulator_type>;
+
+/// Gradients that are all zero: what backward adds to.
+template <Backend B>
+Gradients<B> zero_gradients(B& backend, const DraftConfig& config) {
+  Gradients<B> g(backend, config);
+  fill(backend, g.flat(), 0);
+  return g;
 }
 
 /// A fresh draft: matrices normal with the config's initializer_range, norms one, biases zero. The

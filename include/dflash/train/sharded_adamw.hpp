@@ -28,6 +28,7 @@ template <Backend B, class C>
 class ShardedAdamW {
  public:
   using T = typename B::value_type;
+  using Sum = typename B::accumulator_type;
 
   /// The world outlives the optimizer. All ranks hold the same weights.
   ShardedAdamW(B& backend, C& world, View<T, 1> weights, std::vector<ParameterSlot> slots,
@@ -42,20 +43,13 @@ class ShardedAdamW {
   /// One step along the sum over all ranks of `gradients`, divided by the denominator of all ranks.
   /// Returns the norm of that before clipping; if it is not finite nothing changes. Uses
   /// `gradients` as scratch memory.
-  double step(View<T, 1> weights, View<T, 1> gradients, double rate, double denominator) {
+  double step(View<T, 1> weights, View<Sum, 1> gradients, double rate, double denominator) {
     B& backend = local_.backend();
-    const Range own = local_.slice();
-    Tensor<B, T, 1> sum(backend, {own.size()});
-    world_->reduce_scatter_sum(backend, In<T, 1>(gradients), counts_, sum.view());
-    backend.copy(sum.view().data, gradients.rows(own).data, own.size());
-    double square = local_.squared_norm(gradients);
-    auto there = uploaded(backend, &square, 1);
-    world_->all_reduce_sum(backend, there.view());
-    backend.download(there.view().data, &square, 1);
-    const double norm = std::sqrt(square) / std::abs(denominator);
-    if (!local_.apply(weights, gradients, rate, denominator, norm)) return norm;
-    backend.copy(weights.rows(own).data, sum.view().data, own.size());
-    world_->all_gather(backend, In<T, 1>(sum.view()), counts_, weights);
+    world_->reduce_scatter_sum(backend, In<Sum, 1>(gradients), counts_,
+                               gradients.rows(local_.slice()));
+    const double norm = std::sqrt(summed(local_.squared_norm(gradients))) / std::abs(denominator);
+    if (local_.apply(weights, gradients, rate, denominator, norm))
+      world_->all_gather(backend, In<T, 1>(weights.rows(local_.slice())), counts_, weights);
     return norm;
   }
 
@@ -79,6 +73,14 @@ class ShardedAdamW {
   }
 
  private:
+  double summed(double own) {
+    B& backend = local_.backend();
+    auto there = uploaded(backend, &own, 1);
+    world_->all_reduce_sum(backend, there.view());
+    backend.download(there.view().data, &own, 1);
+    return own;
+  }
+
   C* world_;
   AdamW<B> local_;
   std::vector<index_t> counts_;  // of each rank's slice
