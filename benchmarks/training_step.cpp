@@ -1,0 +1,212 @@
+// One whole training step, again and again on the same made-up samples: shard, forward, loss,
+// backward, clip and AdamW.
+//   training_step --shape {tiny,smollm2,qwen3-0.6b} --threads N --precision fp32 --steps M [--json]
+
+#include <sys/resource.h>
+
+#include <CLI/CLI.hpp>
+#include <cstdio>
+
+#include "allocation_count.hpp"
+#include "machine_peak.hpp"
+#include "training_problem.hpp"
+
+using namespace dflash;
+using namespace dflash_benchmark;
+
+namespace {
+
+struct Options {
+  std::string shape = "tiny", precision = "fp32";
+  int threads = 1, steps = 10, warm_up = 2;
+  std::string write_inputs;
+  bool json = false;
+
+  void add_to(CLI::App& app) {
+    app.add_option("--shape", shape, "tiny, smollm2 or qwen3-0.6b")->capture_default_str();
+    app.add_option("--precision", precision, "of the products")
+        ->check(CLI::IsMember({"fp32"}))
+        ->capture_default_str();
+    app.add_option("--threads", threads)->capture_default_str()->check(CLI::PositiveNumber);
+    app.add_option("--steps", steps, "steps that are timed")
+        ->capture_default_str()
+        ->check(CLI::PositiveNumber);
+    app.add_option("--warm-up", warm_up, "steps before them")
+        ->capture_default_str()
+        ->check(CLI::NonNegativeNumber);
+    app.add_option("--write-inputs", write_inputs,
+                   "write weights and samples to this file instead, for other programs");
+    app.add_flag("--json", json, "one JSON object");
+  }
+};
+
+/// Seconds of each phase of a step, and what it asked of the system.
+struct Measured {
+  double shard = 0, forward = 0, head = 0, backward = 0, optimizer = 0;
+  double loss = 0;
+  index_t allocations = 0, page_faults = 0;
+
+  double step() const { return shard + forward + head + backward + optimizer; }
+};
+
+rusage usage() {
+  rusage u{};
+  getrusage(RUSAGE_SELF, &u);
+  return u;
+}
+
+template <class Member>
+double median(const std::vector<Measured>& all, Member member) {
+  std::vector<double> values;
+  for (const Measured& m : all) values.push_back(std::invoke(member, m));
+  std::sort(values.begin(), values.end());
+  const std::size_t half = values.size() / 2;
+  return values.size() % 2 == 1 ? values[half] : (values[half - 1] + values[half]) / 2;
+}
+
+/// The loop of train_offline, with a watch.
+class Trainer {
+ public:
+  Trainer(B& backend, TrainingProblem& problem)
+      : backend_(&backend),
+        problem_(&problem),
+        model_(DFlashBlock(UlyssesAttention(backend, group_), problem.shape.config.shape),
+               problem.shape.config),
+        gradients_(zero_parameters(backend, problem.shape.config)),
+        optimizer_(backend, group_.world(), problem.weights.flat(), problem.weights.slots()) {
+    for (const MemorySample& sample : problem.samples) samples_.push_back(sample);
+  }
+
+  Measured step() {
+    const index_t allocations = allocation_count();
+    const auto faults = usage().ru_minflt;
+    const DraftConfig& config = problem_->shape.config;
+    Parameters<B>& weights = problem_->weights;
+    Measured m;
+    Batch<B> batch;
+    m.shard = seconds_of([&] {
+      batch = shard(*backend_, group_, std::span<const Sample>(samples_),
+                    std::span<const Blocks>(problem_->blocks), *config.mask_token);
+    });
+    LossResult loss;
+    {
+      typename Model::Saved saved;
+      m.forward = seconds_of([&] { model_.forward(weights, problem_->embedding(), batch, saved); });
+      Tensor<B, float, 2> doutput(*backend_, {batch.tokens.size(), config.shape.hidden});
+      m.head = seconds_of([&] {
+        loss = draft_loss(*backend_, problem_->head(), saved.output.view(), batch.labels,
+                          batch.weights, config.block_size, batch.samples, {}, doutput.view());
+      });
+      m.backward = seconds_of([&] {
+        fill(*backend_, gradients_.flat(), 0);
+        model_.backward(weights, batch, saved, doutput.view(), gradients_);
+      });
+    }
+    m.optimizer = seconds_of([&] {
+      optimizer_.step(weights.flat(), gradients_.flat(), /*rate=*/6e-4, loss.denominator);
+    });
+    m.loss = loss.loss();
+    m.page_faults = usage().ru_minflt - faults;
+    m.allocations = allocation_count() - allocations;
+    return m;
+  }
+
+  TrainingOperations operations() const {
+    return {problem_->shape,
+            shard(*backend_, group_, std::span<const Sample>(samples_),
+                  std::span<const Blocks>(problem_->blocks), *problem_->shape.config.mask_token)};
+  }
+
+ private:
+  using Attention = UlyssesAttention<B, SingleProcess>;
+  using Model = DraftModel<DFlashBlock<Attention>>;
+
+  B* backend_;
+  TrainingProblem* problem_;
+  SequenceParallelGroup<SingleProcess> group_;
+  Model model_;
+  Parameters<B> gradients_;
+  ShardedAdamW<B, SingleProcess> optimizer_;
+  std::vector<Sample> samples_;
+};
+
+nlohmann::json report(const Options& options, const std::vector<Measured>& steps, double first_loss,
+                      double peak_mb) {
+  return {{"shape", options.shape},
+          {"threads", options.threads},
+          {"precision", options.precision},
+          {"steps", options.steps},
+          {"median_s", median(steps, &Measured::step)},
+          {"shard_s", median(steps, &Measured::shard)},
+          {"forward_s", median(steps, &Measured::forward)},
+          {"head_s", median(steps, &Measured::head)},
+          {"backward_s", median(steps, &Measured::backward)},
+          {"optimizer_s", median(steps, &Measured::optimizer)},
+          {"peak_mb", peak_mb},
+          {"loss", steps.back().loss},
+          {"first_loss", first_loss},
+          {"allocations", steps.back().allocations},
+          {"page_faults", steps.back().page_faults}};
+}
+
+void print_table(B& backend, const Trainer& trainer, const nlohmann::json& r, index_t parameters) {
+  const double peak = peak_flops(backend), bandwidth = peak_bandwidth(backend);
+  const TrainingOperations operations = trainer.operations();
+  std::printf("%s, %d threads, %s: peak %.0f GFLOP/s, %.1f GB/s\n",
+              r["shape"].get<std::string>().c_str(), backend.threads(),
+              r["precision"].get<std::string>().c_str(), peak / 1e9, bandwidth / 1e9);
+  const auto line = [&](const char* name, double seconds, double flops) {
+    std::printf("%-10s %9.2f ms", name, seconds * 1e3);
+    if (flops > 0)
+      std::printf(" %8.1f GFLOP/s %5.1f %% of the peak", flops / seconds / 1e9,
+                  100 * flops / seconds / peak);
+    std::printf("\n");
+  };
+  line("shard", r["shard_s"], 0);
+  line("forward", r["forward_s"], operations.forward);
+  line("head", r["head_s"], operations.head);
+  line("backward", r["backward_s"], operations.backward);
+  // The norm reads the gradient; the step reads it again, and reads and writes weight and moments.
+  const double bytes = 8.0 * sizeof(float) * double(parameters), seconds = r["optimizer_s"];
+  std::printf("%-10s %9.2f ms %8.1f GB/s    %5.1f %% of the peak\n", "optimizer", seconds * 1e3,
+              bytes / seconds / 1e9, 100 * bytes / seconds / bandwidth);
+  line("step", r["median_s"], operations.all());
+  std::printf(
+      "peak memory %.0f MB, loss %.6f, first %.6f; last step: %s allocations, %s page faults\n",
+      r["peak_mb"].get<double>(), r["loss"].get<double>(), r["first_loss"].get<double>(),
+      r["allocations"].dump().c_str(), r["page_faults"].dump().c_str());
+}
+
+void run(const Options& options) {
+  B backend(options.threads);
+  TrainingProblem problem(backend, shape_named(options.shape));
+  if (!options.write_inputs.empty()) return problem.write(options.write_inputs);
+  Trainer trainer(backend, problem);
+  std::vector<Measured> steps;
+  double first_loss = 0;
+  for (int i = 0; i < options.warm_up + options.steps; ++i) {
+    const Measured m = trainer.step();
+    if (i == 0) first_loss = m.loss;
+    if (i >= options.warm_up) steps.push_back(m);
+  }
+  const auto result = report(options, steps, first_loss, double(usage().ru_maxrss) / 1024);
+  if (options.json)
+    std::puts(result.dump().c_str());
+  else
+    print_table(backend, trainer, result, problem.weights.flat().size());
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app("Times whole training steps.", "training_step");
+  Options options;
+  options.add_to(app);
+  CLI11_PARSE(app, argc, argv);
+  try {
+    run(options);
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "training_step: %s\n", error.what());
+    return 1;
+  }
+}
