@@ -50,6 +50,17 @@ namespace detail {
   for (auto& s : sum) *out += _mm256_cvtss_f32(s);
   return double(rounds) * 12 * 8;
 }
+[[gnu::target("avx512f,avx512bf16")]] inline double multiply_add_avx512_bf16(index_t rounds,
+                                                                             float* out) {
+  __m512 sum[16];
+  for (auto& s : sum) s = _mm512_set1_ps(1);
+  const auto a = (__m512bh)_mm512_set1_epi32(0x3a003a00),
+             b = (__m512bh)_mm512_set1_epi32(0x3f003f00);
+  for (index_t i = 0; i < rounds; ++i)
+    for (auto& s : sum) s = _mm512_dpbf16_ps(s, a, b);
+  for (auto& s : sum) *out += _mm512_cvtss_f32(s);
+  return double(rounds) * 16 * 32;
+}
 #endif
 inline double multiply_add_portable(index_t rounds, float* out) {
   using V = dflash::detail::Vector<float, 16>::Register;
@@ -63,9 +74,9 @@ inline double multiply_add_portable(index_t rounds, float* out) {
 
 }  // namespace detail
 
-/// Single-precision multiply-adds a second that the backend's threads reach on its path when
-/// nothing leaves the registers, counted as two operations.
-inline double peak_flops(dflash::CpuBackend<float>& backend) {
+/// Multiply-adds a second that the backend's threads reach on its path when nothing leaves the
+/// registers, counted as two operations: of floats, or of bf16 pairs where the path has those.
+inline double peak_flops(dflash::CpuBackend<float>& backend, bool bf16 = false) {
   const index_t rounds = 1 << 20;
   std::vector<float> out(std::size_t(backend.threads()) * 16);
   double each = 0;
@@ -73,7 +84,9 @@ inline double peak_flops(dflash::CpuBackend<float>& backend) {
     backend.parallel_for(backend.threads(), index_t(1) << 40, [&](index_t i, int) {
       float* const to = &out[std::size_t(i) * 16];
 #if defined(__x86_64__)
-      if (backend.path() >= dflash::CpuPath::avx512)
+      if (bf16 && backend.path() >= dflash::CpuPath::avx512 && __builtin_cpu_supports("avx512bf16"))
+        each = detail::multiply_add_avx512_bf16(rounds, to);
+      else if (backend.path() >= dflash::CpuPath::avx512)
         each = detail::multiply_add_avx512(rounds, to);
       else if (backend.path() == dflash::CpuPath::avx2)
         each = detail::multiply_add_avx2(rounds, to);
@@ -98,6 +111,23 @@ inline double peak_bandwidth(dflash::CpuBackend<float>& backend) {
     });
   });
   return 3.0 * sizeof(float) * double(n) / seconds;
+}
+
+/// Bytes a second that the backend's threads read from memory, each a part of its own.
+inline double read_bandwidth(dflash::CpuBackend<float>& backend) {
+  const index_t n = index_t(1) << 27, parts = backend.threads();
+  auto x = backend.allocate<float>(n);
+  fill(backend, dflash::View<float, 1>{x.data(), {n}}, 1);
+  std::vector<float> sums(static_cast<std::size_t>(parts));
+  const double seconds = best_seconds(5, [&] {
+    backend.parallel_for(parts, n, [&](index_t part, int) {
+      float lane[64] = {};
+      for (index_t i = n * part / parts / 64 * 64; i < n * (part + 1) / parts / 64 * 64; i += 64)
+        for (int l = 0; l < 64; ++l) lane[l] += x.data()[i + l];
+      for (const float l : lane) sums[std::size_t(part)] += l;
+    });
+  });
+  return double(sizeof(float)) * double(n) / seconds;
 }
 
 }  // namespace dflash_benchmark

@@ -1,0 +1,168 @@
+// Prefill and greedy decoding of a target, beside what the machine could do at best:
+//   target_benchmark --target-model-path T --threads 2
+//   target_benchmark --shape smollm2-135m --json
+//   target_benchmark --shape smollm2-135m --write-model FOLDER
+
+#include <sys/resource.h>
+
+#include <CLI/CLI.hpp>
+#include <cstdio>
+
+#include "dflash/cpu.hpp"
+#include "dflash/decode/greedy.hpp"
+#include "dflash/model/target_model.hpp"
+#include "dflash/train/progress.hpp"
+#include "machine_peak.hpp"
+#include "random_target.hpp"
+
+namespace {
+
+using namespace dflash;
+using namespace dflash_benchmark;
+using B = CpuBackend<float>;
+
+struct Options {
+  std::filesystem::path target, write_model;
+  std::string shape;
+  index_t prompt = 512, new_tokens = 64;
+  int threads = 1, repeats = 3;
+  bool json = false;
+
+  void add_to(CLI::App& app) {
+    auto* folder = app.add_option("--target-model-path", target, "Hugging Face folder");
+    auto* named = app.add_option("--shape", shape, "random weights: smollm2-135m or qwen3-0.6b");
+    folder->excludes(named);
+    app.require_option(1, 0);
+    app.add_option("--write-model", write_model, "write the named shape's model there, and end")
+        ->needs(named);
+    app.add_option("--prompt", prompt, "tokens of the prompt")
+        ->capture_default_str()
+        ->check(CLI::PositiveNumber);
+    app.add_option("--new-tokens", new_tokens, "tokens decoded behind it")
+        ->capture_default_str()
+        ->check(CLI::PositiveNumber);
+    app.add_option("--repeats", repeats, "the fastest counts")
+        ->capture_default_str()
+        ->check(CLI::PositiveNumber);
+    app.add_option("--threads", threads)->capture_default_str()->check(CLI::PositiveNumber);
+    app.add_flag("--json", json, "print one JSON object only");
+  }
+};
+
+/// The prompt that peers/target.py gives the other programs.
+std::vector<std::int32_t> prompt_tokens(index_t n, index_t vocabulary) {
+  std::vector<std::int32_t> tokens;
+  for (index_t i = 0; i < n; ++i) tokens.push_back(std::int32_t((i * 7919 + 13) % vocabulary));
+  return tokens;
+}
+
+/// Multiplications and additions of a prefill: all layers, and the head of the last row.
+double prefill_operations(const TargetConfig& config, index_t n) {
+  const double head = double(config.vocabulary) * double(config.hidden),
+               layers = double(TargetCut(config, Share{}).weights(config)) -
+                        (config.tied_head ? 1 : 2) * head,
+               attended = double(n) * double(n + 1) / 2 * double(config.heads * config.head_dim);
+  return 2 * (layers * double(n) + head) + 4 * attended * double(config.layers);
+}
+
+/// Bytes of weights that a decoded token needs: all but the embedding's, where the head has its
+/// own.
+double decode_bytes(const TargetConfig& config) {
+  const index_t all = TargetCut(config, Share{}).weights(config);
+  return double(all - (config.tied_head ? 0 : config.vocabulary * config.hidden)) * sizeof(float);
+}
+
+nlohmann::json measure(const TargetModel<B>& target, const Options& options) {
+  const TargetConfig& config = target.config();
+  const auto prompt = prompt_tokens(options.prompt, config.vocabulary);
+  const TargetRequest last{.layers = {}, .logits = Logits::last};
+  const std::vector<index_t> offsets{0, options.prompt};
+  const double prefill =
+      best_seconds(options.repeats, [&] { target.prefill(prompt, offsets, last); });
+
+  double decode = 1e30;
+  std::vector<std::int32_t> answer;
+  for (int i = 0; i < options.repeats; ++i) {
+    auto cache = target.cache();
+    answer.clear();
+    std::vector<std::int32_t> next = prompt;
+    double start = 0;
+    while (index_t(answer.size()) <= options.new_tokens) {
+      const auto output = target.forward(next, cache, last);
+      Tensor<B, std::int32_t, 1> best(target.backend(), {1});
+      argmax_rows(target.backend(), output.logits.view(), best.view());
+      next.assign(1, best.view()(0));
+      answer.push_back(next[0]);
+      // The first comes of the prompt.
+      if (answer.size() == 1) start = seconds_now();
+    }
+    decode = std::min(decode, seconds_now() - start);
+  }
+  const double tokens = double(options.new_tokens);
+  return {{"prefill_tokens", options.prompt},
+          {"prefill_s", prefill},
+          {"prefill_tokens_per_s", double(options.prompt) / prefill},
+          {"prefill_gflops", prefill_operations(config, options.prompt) / prefill * 1e-9},
+          {"decode_tokens", options.new_tokens},
+          {"decode_s", decode},
+          {"decode_tokens_per_s", tokens / decode},
+          {"decode_bytes_per_token", decode_bytes(config)},
+          {"decode_gb_per_s", decode_bytes(config) * tokens / decode * 1e-9},
+          {"tokens", answer}};
+}
+
+nlohmann::json run(const Options& options) {
+  B backend(options.threads);
+  nlohmann::json result;
+  if (options.shape.empty()) {
+    result = measure(TargetModel<B>(backend, options.target), options);
+  } else {
+    const RandomTarget weights(config_of_shape(options.shape));
+    result = measure(TargetModel<B>(backend, weights.config(), weights), options);
+  }
+  const double peak = peak_flops(backend) * 1e-9, bandwidth = read_bandwidth(backend) * 1e-9;
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  result["threads"] = options.threads;
+  result["peak_gflops"] = peak;
+  result["prefill_fraction_of_peak"] = result["prefill_gflops"].get<double>() / peak;
+  result["bandwidth_gb_per_s"] = bandwidth;
+  result["decode_fraction_of_bandwidth"] = result["decode_gb_per_s"].get<double>() / bandwidth;
+  result["peak_mb"] = double(usage.ru_maxrss) / 1024;
+  return result;
+}
+
+void print(const nlohmann::json& r) {
+  const auto number = [&](const char* name) { return r.at(name).get<double>(); };
+  std::printf("prefill of %.0f tokens: %.1f tokens/s, %.1f GFLOP/s of %.1f (%.0f %%)\n",
+              number("prefill_tokens"), number("prefill_tokens_per_s"), number("prefill_gflops"),
+              number("peak_gflops"), 100 * number("prefill_fraction_of_peak"));
+  std::printf("decoding of %.0f tokens: %.1f tokens/s, %.1f GB/s of weights of %.1f (%.0f %%)\n",
+              number("decode_tokens"), number("decode_tokens_per_s"), number("decode_gb_per_s"),
+              number("bandwidth_gb_per_s"), 100 * number("decode_fraction_of_bandwidth"));
+  std::printf("%.0f threads, %.0f MB at most\n", number("threads"), number("peak_mb"));
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app("Prefill and greedy decoding of a target.", "target_benchmark");
+  Options options;
+  options.add_to(app);
+  CLI11_PARSE(app, argc, argv);
+  try {
+    if (!options.write_model.empty()) {
+      RandomTarget(config_of_shape(options.shape)).write(options.write_model);
+      return 0;
+    }
+    const nlohmann::json result = run(options);
+    if (options.json)
+      std::printf("%s\n", result.dump().c_str());
+    else
+      print(result);
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "target_benchmark: %s\n", error.what());
+    return 1;
+  }
+  return 0;
+}
