@@ -72,7 +72,7 @@ class Trainer {
         problem_(&problem),
         model_(DFlashBlock(UlyssesAttention(backend, group_), problem.shape.config.shape),
                problem.shape.config),
-        gradients_(zero_parameters(backend, problem.shape.config)),
+        gradients_(zero_gradients(backend, problem.shape.config)),
         optimizer_(backend, group_.world(), problem.weights.flat(), problem.weights.slots()) {
     for (const MemorySample& sample : problem.samples) samples_.push_back(sample);
   }
@@ -125,7 +125,7 @@ class Trainer {
   TrainingProblem* problem_;
   SequenceParallelGroup<SingleProcess> group_;
   Model model_;
-  Parameters<B> gradients_;
+  Gradients<B> gradients_;
   ShardedAdamW<B, SingleProcess> optimizer_;
   std::vector<Sample> samples_;
 };
