@@ -1,0 +1,44 @@
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "dflash/cuda/ptx.cuh"
+
+namespace dflash::cuda {
+
+inline constexpr int warp_size = 32;
+inline constexpr unsigned whole_warp = 0xffffffffu;
+
+/// The same sum in every lane of a whole warp; the order is fixed.
+template <class T>
+__device__ __forceinline__ T warp_sum(T x) {
+#pragma unroll
+  for (int step = warp_size / 2; step > 0; step /= 2) x += __shfl_xor_sync(whole_warp, x, step);
+  return x;
+}
+
+/// The largest of a whole warp's, in every lane.
+__device__ __forceinline__ float warp_max(float x) {
+#pragma unroll
+  for (int step = warp_size / 2; step > 0; step /= 2)
+    x = fmaxf(x, __shfl_xor_sync(whole_warp, x, step));
+  return x;
+}
+
+/// The same sum in every thread of a block of whole warps, all of which call it. `scratch` holds 32
+/// numbers of shared memory that nothing else uses between two barriers.
+template <class T>
+__device__ __forceinline__ T block_sum(T x, T* scratch) {
+  x = warp_sum(x);
+  const unsigned warp = threadIdx.x / warp_size, lane = threadIdx.x % warp_size;
+  if (lane == 0) scratch[warp] = x;
+  __syncthreads();
+  T sum = 0;
+  for (unsigned w = 0; w < blockDim.x / warp_size; ++w) sum += scratch[w];
+  __syncthreads();
+  return sum;
+}
+
+}  // namespace dflash::cuda
