@@ -27,22 +27,31 @@ class CpuBackend {
   /// A weight matrix in the order in which products on its path read it. See freeze.
   struct FrozenMatrix {
     Buffer<T> data;
+    Buffer<detail::bfloat16_pair> pairs;  // or these
     index_t rows = 0, columns = 0;
     CpuPath path = CpuPath::portable;
+    CpuPrecision precision = CpuPrecision::fp32;
   };
 
   /// Computes on `threads` threads, the caller's included: results do not depend on their number.
+  /// `precision` is that of products with weights; other than fp32 it is for float alone.
   /// Throws if the machine cannot run `path`.
-  explicit CpuBackend(int threads = 1, CpuPath path = cpu_paths().back())
-      : path_(path), kernel_(detail::gemm_kernel<T>(path)) {
+  explicit CpuBackend(int threads = 1, CpuPath path = cpu_paths().back(),
+                      CpuPrecision precision = CpuPrecision::fp32)
+      : path_(path), precision_(precision), kernel_(detail::gemm_kernel<T>(path)) {
     const auto paths = cpu_paths();
     expects(std::find(paths.begin(), paths.end(), path) != paths.end(),
             "CpuBackend: this machine cannot run the path asked for");
+    expects(precision == CpuPrecision::fp32 || std::is_same_v<T, float>,
+            "CpuBackend: products of bfloat16 are for float");
     pool_ = std::make_unique<ThreadPool>(threads);
   }
+  CpuBackend(int threads, CpuPrecision precision)
+      : CpuBackend(threads, cpu_paths().back(), precision) {}
 
   int threads() const { return pool_->threads(); }
   CpuPath path() const { return path_; }
+  CpuPrecision precision() const { return precision_; }
   const detail::GemmKernel<T>& gemm_kernel() const { return kernel_; }
 
   /// f(i, thread) for i in [0, n), in no order; on the caller alone if `work`, the multiplications
@@ -93,6 +102,7 @@ class CpuBackend {
   static constexpr index_t smallest_shared_work = 1 << 19, part_work = 1 << 15;
 
   CpuPath path_;
+  CpuPrecision precision_;
   detail::GemmKernel<T> kernel_;
   std::shared_ptr<MemoryCache> cache_ = std::make_shared<MemoryCache>();
   std::unique_ptr<ThreadPool> pool_;

@@ -3,18 +3,27 @@
 #include <array>
 #include <utility>
 
+#include "dflash/cpu/amx_tile.hpp"
 #include "dflash/cpu/gemm_tile.hpp"
 #include "dflash/cpu/path.hpp"
 
 namespace dflash::detail {
 
-/// The tiles of one instruction set. A panel of b is 2 * lanes wide; a last panel of at most
-/// `lanes` columns is `lanes` wide.
-template <class T>
+/// The tiles of one instruction set, for a in elements A and b in elements B. A panel of b is
+/// 2 * lanes wide; a last panel of at most `lanes` columns is `lanes` wide.
+template <class T, class A = T, class B = T>
 struct GemmKernel {
-  using Tile = void (*)(const GemmTile<T>&);
+  using Left = A;
+  using Right = B;
+  using Tile = void (*)(const GemmTile<T, A, B>&);
+  CpuPath path;
   index_t rows, lanes;
-  const Tile* tiles;  // [rows - 1][vectors - 1]
+  const Tile* tiles;   // [rows - 1][vectors - 1]
+  index_t k_step = 1;  // columns of b are filled up with zeros to whole steps, in elements
+  // What rounding a factor left over lies, rounded as well, behind every row of a and panel of b.
+  bool split = false;
+  void (*begin)() = nullptr;  // of any number of tiles on a thread
+  void (*end)() = nullptr;
 
   index_t panel_columns() const { return 2 * lanes; }
   index_t panels(index_t columns) const { return (columns + 2 * lanes - 1) / (2 * lanes); }
@@ -22,28 +31,91 @@ struct GemmKernel {
   index_t width(index_t columns) const { return columns > lanes ? 2 * lanes : lanes; }
   /// Columns in memory of all panels.
   index_t padded(index_t columns) const { return (columns + lanes - 1) / lanes * lanes; }
-  void run(index_t row_count, const GemmTile<T>& tile) const {
-    tiles[2 * (row_count - 1) + (tile.columns > lanes)](tile);
+  /// Elements that a tile takes of a column of b.
+  index_t depth(index_t k) const {
+    return (k + k_step * k_per_element<B> - 1) / (k_step * k_per_element<B>)*k_step;
+  }
+  /// Elements of a column of b in memory.
+  index_t stored_depth(index_t k) const { return split ? 2 * depth(k) : depth(k); }
+
+  /// `a_rest`, `panel_rest`: how far behind tile.a and tile.panel the rests lie, if split.
+  void run(const GemmTile<T, A, B>& tile, index_t a_rest, index_t panel_rest) const {
+    const Tile f = tiles[2 * (tile.rows - 1) + (tile.columns > lanes)];
+    if (!split) return f(tile);
+    GemmTile<T, A, B> part = tile;
+    part.a += a_rest;
+    f(part);
+    part = tile;
+    part.panel += panel_rest;
+    part.add = true;
+    f(part);
+    part.panel = tile.panel;
+    f(part);
   }
 };
 
-template <class T, template <class, int, class> class Tile, int... R>
-constexpr std::array<typename GemmKernel<T>::Tile, 2 * sizeof...(R)> gemm_tiles(
+template <class Step>
+using KernelOf = GemmKernel<typename Step::Scalar, typename Step::A, typename Step::B>;
+
+template <class Step, template <class, int, class> class Tile, int... R>
+constexpr std::array<typename KernelOf<Step>::Tile, 2 * sizeof...(R)> gemm_tiles(
     std::integer_sequence<int, R...>) {
-  return {Tile<T, R % 2 + 1, std::make_integer_sequence<int, R / 2 + 1>>::run...};
+  return {Tile<Step, R % 2 + 1, std::make_integer_sequence<int, R / 2 + 1>>::run...};
 }
 
-template <class T, template <class, int, class> class Tile, int Rows>
-inline constexpr auto gemm_table = gemm_tiles<T, Tile>(std::make_integer_sequence<int, 2 * Rows>());
+template <class Step, template <class, int, class> class Tile, int Rows>
+inline constexpr auto gemm_table =
+    gemm_tiles<Step, Tile>(std::make_integer_sequence<int, 2 * Rows>());
 
+template <class Tiles, int... R>
+constexpr std::array<KernelOf<PairStep<16>>::Tile, sizeof...(R)> amx_tiles(
+    std::integer_sequence<int, R...>) {
+  return {AmxTile<Tiles, R / 32 + 1, R % 2 + 1>::run...};
+}
+
+template <class Tiles>
+inline constexpr auto amx_table = amx_tiles<Tiles>(std::make_integer_sequence<int, 64>());
+
+/// Matrix registers of 16 rows of 64 bytes, behind the names of AmxRegisters.
+template <class Tiles>
+KernelOf<PairStep<16>> amx_kernel(bool split) {
+  return {CpuPath::amx, 32, 16, amx_table<Tiles>.data(), 16, split, Tiles::begin, Tiles::end};
+}
+
+/// Both factors in the type of c.
 template <class T>
 GemmKernel<T> gemm_kernel(CpuPath path) {
 #if defined(__x86_64__)
-  if (path == CpuPath::avx512)
-    return {12, Vector<T, 64>::lanes, gemm_table<T, Avx512Tile, 12>.data()};
-  if (path == CpuPath::avx2) return {6, Vector<T, 32>::lanes, gemm_table<T, Avx2Tile, 6>.data()};
+  if (path >= CpuPath::avx512)
+    return {path, 12, Vector<T, 64>::lanes, gemm_table<PlainStep<T, 64>, Avx512Tile, 12>.data()};
+  if (path == CpuPath::avx2)
+    return {path, 6, Vector<T, 32>::lanes, gemm_table<PlainStep<T, 32>, Avx2Tile, 6>.data()};
 #endif
-  return {4, Vector<T, 16>::lanes, gemm_table<T, PortableTile, 4>.data()};
+  return {path, 4, Vector<T, 16>::lanes, gemm_table<PlainStep<T, 16>, PortableTile, 4>.data()};
+}
+
+/// Both factors in bfloat16, `split` into two each or not.
+inline KernelOf<PairStep<16>> bfloat16_kernel(CpuPath path, bool split) {
+#if defined(__x86_64__)
+  if (path == CpuPath::amx) return amx_kernel<AmxRegisters>(split);
+  if (path == CpuPath::avx512_bf16)
+    return {path, 12, 16, gemm_table<DotStep, Avx512Tile, 12>.data(), 1, split};
+  if (path == CpuPath::avx512)
+    return {path, 8, 16, gemm_table<PairStep<64>, Avx512Tile, 8>.data(), 1, split};
+  if (path == CpuPath::avx2)
+    return {path, 4, 8, gemm_table<PairStep<32>, Avx2Tile, 4>.data(), 1, split};
+#endif
+  return {path, 4, 4, gemm_table<PairStep<16>, PortableTile, 4>.data(), 1, split};
+}
+
+/// a in float, b in bfloat16: the same bits as gemm_kernel<float>, if b's values are bfloat16.
+inline KernelOf<WideningStep<16>> widening_kernel(CpuPath path) {
+#if defined(__x86_64__)
+  if (path >= CpuPath::avx512)
+    return {path, 12, 16, gemm_table<WideningStep<64>, Avx512Tile, 12>.data()};
+  if (path == CpuPath::avx2) return {path, 4, 8, gemm_table<WideningStep<32>, Avx2Tile, 4>.data()};
+#endif
+  return {path, 4, 4, gemm_table<WideningStep<16>, PortableTile, 4>.data()};
 }
 
 }  // namespace dflash::detail

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstdint>
 #include <utility>
 
 #include "dflash/core/config.hpp"
@@ -12,24 +13,32 @@ namespace dflash::detail {
 /// give the same bits.
 inline constexpr index_t gemm_chain = 512;
 
+/// Two bfloat16 that follow each other in k, the first in the lower half.
+using bfloat16_pair = std::uint32_t;
+
+/// Values of k that one element of a factor holds.
+template <class Element>
+inline constexpr index_t k_per_element = 1;
+template <>
+inline constexpr index_t k_per_element<bfloat16_pair> = 2;
+
 /// One tile of c = a b or c += a b: a few rows of a times one panel of b, in registers.
-template <class T>
+template <class T, class A = T, class B = T>
 struct GemmTile {
-  const T* a;  // element (row, k) at a[row * a_row + k * a_k]
+  const A* a;  // element (row, k) at a[row * a_row + k * a_k]
   index_t a_row, a_k;
-  const T* panel;  // element (k, column) at panel[k * width + column], zero beyond `columns`
-  index_t k;
+  const B* panel;  // element (k, column) at panel[k * width + column], zero beyond `columns`
+  index_t k;       // in elements of the panel
   T* c;
   index_t c_row;
-  index_t columns;
+  index_t rows, columns;
   bool add;
 };
 
 /// A finished row of a tile whose panel is wider than c.
 template <class T>
-void store_narrow(const GemmTile<T>& t, int row, const T* sum) {
-  T* c = t.c + row * t.c_row;
-  for (index_t i = 0; i < t.columns; ++i) c[i] = t.add ? c[i] + sum[i] : sum[i];
+void store_narrow(T* c, const T* sum, index_t columns, bool add) {
+  for (index_t i = 0; i < columns; ++i) c[i] = add ? c[i] + sum[i] : sum[i];
 }
 
 /// The compiler's own vectors.
@@ -40,160 +49,169 @@ struct Vector {
   static constexpr int lanes = Bytes / sizeof(T);
 };
 
-// The tiles below are one text: what differs is the target attribute, which no template can set.
-
-template <class T, int Vectors, class Rows>
-struct PortableTile;
-
-template <class T, int Vectors, int... R>
-struct PortableTile<T, Vectors, std::integer_sequence<int, R...>> {
-  static void run(const GemmTile<T>& t) {
-    using V = Vector<T, 16>;
-    using Memory = typename V::Memory;
-    constexpr int rows = sizeof...(R), width = Vectors * V::lanes, second = width - V::lanes;
-    alignas(64) T total[rows][width];
-    typename V::Register s[rows], u[rows];
-    const T* panel = t.panel;
-    const T* a[] = {t.a, t.a + 3 * t.a_row, t.a + 6 * t.a_row, t.a + 9 * t.a_row};
-    index_t k = 0;
-    do {
-      ((s[R] = u[R] = typename V::Register{}), ...);
-      for (const index_t end = std::min(t.k, k + gemm_chain); k < end; ++k) {
-        const auto b = *(const Memory*)panel, d = *(const Memory*)(panel + second);
-        if constexpr (Vectors == 2) {
-          ((s[R] = a[R / 3][R % 3 * t.a_row] * b + s[R],
-            u[R] = a[R / 3][R % 3 * t.a_row] * d + u[R]),
-           ...);
-        } else {
-          ((s[R] = a[R / 3][R % 3 * t.a_row] * b + s[R]), ...);
-        }
-        panel += width;
-        for (const T*& p : a) p += t.a_k;
-      }
-      if (k > gemm_chain) {
-        ((s[R] += *(const Memory*)total[R]), ...);
-        if constexpr (Vectors == 2) ((u[R] += *(const Memory*)&total[R][second]), ...);
-      }
-      if (k < t.k || t.columns < width) {
-        ((*(Memory*)total[R] = s[R]), ...);
-        if constexpr (Vectors == 2) ((*(Memory*)&total[R][second] = u[R]), ...);
-      }
-    } while (k < t.k);
-    if (t.columns < width) {
-      (store_narrow(t, R, total[R]), ...);
-      return;
-    }
-    T* c[] = {(t.c + R * t.c_row)...};
-    if (t.add) {
-      ((s[R] += *(const Memory*)c[R]), ...);
-      if constexpr (Vectors == 2) ((u[R] += *(const Memory*)(c[R] + second)), ...);
-    }
-    ((*(Memory*)c[R] = s[R]), ...);
-    if constexpr (Vectors == 2) ((*(Memory*)(c[R] + second) = u[R]), ...);
+/// How a tile takes one element of a column of a and a vector of b: both in the type of c.
+template <class T, int Bytes>
+struct PlainStep {
+  using Scalar = T;
+  using A = T;
+  using B = T;
+  using V = Vector<T, Bytes>;
+  using Factor = typename V::Register;
+  [[gnu::always_inline]] static void load(const B* panel, Factor& b) {
+    b = *(const typename V::Memory*)panel;
   }
+  [[gnu::always_inline]] static void multiply(const A* a, const Factor& b,
+                                              typename V::Register& sum) {
+    sum = *a * b + sum;
+  }
+};
+
+/// The two halves of pairs as floats.
+template <int Bytes>
+struct PairFactor {
+  using Bits = Vector<bfloat16_pair, Bytes>;
+  using Floats = typename Vector<float, Bytes>::Register;
+  Floats first, second;
+  [[gnu::always_inline]] void set(const bfloat16_pair* pairs) {
+    const typename Bits::Register bits = *(const typename Bits::Memory*)pairs;
+    first = (Floats)(bits << 16);
+    second = (Floats)(bits & 0xffff0000u);
+  }
+  [[gnu::always_inline]] void set_all(bfloat16_pair pair) {
+    const typename Bits::Register bits = typename Bits::Register{} + pair;
+    first = (Floats)(bits << 16);
+    second = (Floats)(bits & 0xffff0000u);
+  }
+};
+
+/// a in floats, b in pairs: the same sums, bit by bit, as with b in floats.
+template <int Bytes>
+struct WideningStep {
+  using Scalar = float;
+  using A = float;
+  using B = bfloat16_pair;
+  using V = Vector<float, Bytes>;
+  using Factor = PairFactor<Bytes>;
+  [[gnu::always_inline]] static void load(const B* panel, Factor& b) { b.set(panel); }
+  [[gnu::always_inline]] static void multiply(const A* a, const Factor& b,
+                                              typename V::Register& sum) {
+    sum = a[0] * b.first + sum;
+    sum = a[1] * b.second + sum;
+  }
+};
+
+/// a and b in pairs, multiplied in the order in which processors with an instruction for it do.
+template <int Bytes>
+struct PairStep {
+  using Scalar = float;
+  using A = bfloat16_pair;
+  using B = bfloat16_pair;
+  using V = Vector<float, Bytes>;
+  using Factor = PairFactor<Bytes>;
+  [[gnu::always_inline]] static void load(const B* panel, Factor& b) { b.set(panel); }
+  [[gnu::always_inline]] static void multiply(const A* a, const Factor& b,
+                                              typename V::Register& sum) {
+    Factor both;
+    both.set_all(*a);
+    sum = both.second * b.second + sum;
+    sum = both.first * b.first + sum;
+  }
+};
+
+/// The rows R of a tile, `Vectors` vectors wide, in the vectors of Step.
+template <class Step, int Vectors, int... R>
+[[gnu::always_inline]] inline void run_tile(
+    const GemmTile<typename Step::Scalar, typename Step::A, typename Step::B>& t,
+    std::integer_sequence<int, R...>) {
+  using T = typename Step::Scalar;
+  using V = typename Step::V;
+  using Memory = typename V::Memory;
+  constexpr int rows = sizeof...(R), width = Vectors * V::lanes, second = width - V::lanes;
+  constexpr index_t chain = gemm_chain / k_per_element<typename Step::B>;
+  alignas(64) T total[rows][width];
+  typename V::Register s[rows], u[rows];
+  const typename Step::B* panel = t.panel;
+  const typename Step::A* a[] = {t.a, t.a + 3 * t.a_row, t.a + 6 * t.a_row, t.a + 9 * t.a_row};
+  index_t k = 0;
+  do {
+    ((s[R] = u[R] = typename V::Register{}), ...);
+    for (const index_t end = std::min(t.k, k + chain); k < end; ++k) {
+      typename Step::Factor b, d;
+      Step::load(panel, b);
+      if constexpr (Vectors == 2) {
+        Step::load(panel + second, d);
+        ((Step::multiply(a[R / 3] + R % 3 * t.a_row, b, s[R]),
+          Step::multiply(a[R / 3] + R % 3 * t.a_row, d, u[R])),
+         ...);
+      } else {
+        (Step::multiply(a[R / 3] + R % 3 * t.a_row, b, s[R]), ...);
+      }
+      panel += width;
+      for (const typename Step::A*& p : a) p += t.a_k;
+    }
+    if (k > chain) {
+      ((s[R] += *(const Memory*)total[R]), ...);
+      if constexpr (Vectors == 2) ((u[R] += *(const Memory*)&total[R][second]), ...);
+    }
+    if (k < t.k || t.columns < width) {
+      ((*(Memory*)total[R] = s[R]), ...);
+      if constexpr (Vectors == 2) ((*(Memory*)&total[R][second] = u[R]), ...);
+    }
+  } while (k < t.k);
+  if (t.columns < width) {
+    (store_narrow(t.c + R * t.c_row, total[R], t.columns, t.add), ...);
+    return;
+  }
+  T* c[] = {(t.c + R * t.c_row)...};
+  if (t.add) {
+    ((s[R] += *(const Memory*)c[R]), ...);
+    if constexpr (Vectors == 2) ((u[R] += *(const Memory*)(c[R] + second)), ...);
+  }
+  ((*(Memory*)c[R] = s[R]), ...);
+  if constexpr (Vectors == 2) ((*(Memory*)(c[R] + second) = u[R]), ...);
+}
+
+template <class Step>
+using TileOf = GemmTile<typename Step::Scalar, typename Step::A, typename Step::B>;
+
+// One text for all instruction sets: a target attribute cannot depend on a template's parameter.
+
+template <class Step, int Vectors, class Rows>
+struct PortableTile {
+  static void run(const TileOf<Step>& t) { run_tile<Step, Vectors>(t, Rows()); }
 };
 
 #if defined(__x86_64__)
 
-template <class T, int Vectors, class Rows>
-struct Avx2Tile;
-
-template <class T, int Vectors, int... R>
-struct Avx2Tile<T, Vectors, std::integer_sequence<int, R...>> {
-  [[gnu::target("avx2,fma")]] static void run(const GemmTile<T>& t) {
-    using V = Vector<T, 32>;
-    using Memory = typename V::Memory;
-    constexpr int rows = sizeof...(R), width = Vectors * V::lanes, second = width - V::lanes;
-    alignas(64) T total[rows][width];
-    typename V::Register s[rows], u[rows];
-    const T* panel = t.panel;
-    const T* a[] = {t.a, t.a + 3 * t.a_row, t.a + 6 * t.a_row, t.a + 9 * t.a_row};
-    index_t k = 0;
-    do {
-      ((s[R] = u[R] = typename V::Register{}), ...);
-      for (const index_t end = std::min(t.k, k + gemm_chain); k < end; ++k) {
-        const auto b = *(const Memory*)panel, d = *(const Memory*)(panel + second);
-        if constexpr (Vectors == 2) {
-          ((s[R] = a[R / 3][R % 3 * t.a_row] * b + s[R],
-            u[R] = a[R / 3][R % 3 * t.a_row] * d + u[R]),
-           ...);
-        } else {
-          ((s[R] = a[R / 3][R % 3 * t.a_row] * b + s[R]), ...);
-        }
-        panel += width;
-        for (const T*& p : a) p += t.a_k;
-      }
-      if (k > gemm_chain) {
-        ((s[R] += *(const Memory*)total[R]), ...);
-        if constexpr (Vectors == 2) ((u[R] += *(const Memory*)&total[R][second]), ...);
-      }
-      if (k < t.k || t.columns < width) {
-        ((*(Memory*)total[R] = s[R]), ...);
-        if constexpr (Vectors == 2) ((*(Memory*)&total[R][second] = u[R]), ...);
-      }
-    } while (k < t.k);
-    if (t.columns < width) {
-      (store_narrow(t, R, total[R]), ...);
-      return;
-    }
-    T* c[] = {(t.c + R * t.c_row)...};
-    if (t.add) {
-      ((s[R] += *(const Memory*)c[R]), ...);
-      if constexpr (Vectors == 2) ((u[R] += *(const Memory*)(c[R] + second)), ...);
-    }
-    ((*(Memory*)c[R] = s[R]), ...);
-    if constexpr (Vectors == 2) ((*(Memory*)(c[R] + second) = u[R]), ...);
+template <class Step, int Vectors, class Rows>
+struct Avx2Tile {
+  [[gnu::target("avx2,fma")]] static void run(const TileOf<Step>& t) {
+    run_tile<Step, Vectors>(t, Rows());
   }
 };
 
-template <class T, int Vectors, class Rows>
-struct Avx512Tile;
+template <class Step, int Vectors, class Rows>
+struct Avx512Tile {
+  [[gnu::target("avx512f")]] static void run(const TileOf<Step>& t) {
+    run_tile<Step, Vectors>(t, Rows());
+  }
+};
 
-template <class T, int Vectors, int... R>
-struct Avx512Tile<T, Vectors, std::integer_sequence<int, R...>> {
-  [[gnu::target("avx512f")]] static void run(const GemmTile<T>& t) {
-    using V = Vector<T, 64>;
-    using Memory = typename V::Memory;
-    constexpr int rows = sizeof...(R), width = Vectors * V::lanes, second = width - V::lanes;
-    alignas(64) T total[rows][width];
-    typename V::Register s[rows], u[rows];
-    const T* panel = t.panel;
-    const T* a[] = {t.a, t.a + 3 * t.a_row, t.a + 6 * t.a_row, t.a + 9 * t.a_row};
-    index_t k = 0;
-    do {
-      ((s[R] = u[R] = typename V::Register{}), ...);
-      for (const index_t end = std::min(t.k, k + gemm_chain); k < end; ++k) {
-        const auto b = *(const Memory*)panel, d = *(const Memory*)(panel + second);
-        if constexpr (Vectors == 2) {
-          ((s[R] = a[R / 3][R % 3 * t.a_row] * b + s[R],
-            u[R] = a[R / 3][R % 3 * t.a_row] * d + u[R]),
-           ...);
-        } else {
-          ((s[R] = a[R / 3][R % 3 * t.a_row] * b + s[R]), ...);
-        }
-        panel += width;
-        for (const T*& p : a) p += t.a_k;
-      }
-      if (k > gemm_chain) {
-        ((s[R] += *(const Memory*)total[R]), ...);
-        if constexpr (Vectors == 2) ((u[R] += *(const Memory*)&total[R][second]), ...);
-      }
-      if (k < t.k || t.columns < width) {
-        ((*(Memory*)total[R] = s[R]), ...);
-        if constexpr (Vectors == 2) ((*(Memory*)&total[R][second] = u[R]), ...);
-      }
-    } while (k < t.k);
-    if (t.columns < width) {
-      (store_narrow(t, R, total[R]), ...);
-      return;
-    }
-    T* c[] = {(t.c + R * t.c_row)...};
-    if (t.add) {
-      ((s[R] += *(const Memory*)c[R]), ...);
-      if constexpr (Vectors == 2) ((u[R] += *(const Memory*)(c[R] + second)), ...);
-    }
-    ((*(Memory*)c[R] = s[R]), ...);
-    if constexpr (Vectors == 2) ((*(Memory*)(c[R] + second) = u[R]), ...);
+/// a and b in pairs, by AVX512-BF16's dot product.
+struct DotStep {
+  using Scalar = float;
+  using A = bfloat16_pair;
+  using B = bfloat16_pair;
+  using V = Vector<float, 64>;
+  using Factor = V::Register;
+  [[gnu::always_inline]] static void load(const B* panel, Factor& b) {
+    b = *(const V::Memory*)panel;
+  }
+  // An intrinsic would want its target in every function that it is inlined through, as would
+  // clang's check of the operands' sizes, which looks at the first letter.
+  [[gnu::always_inline]] static void multiply(const A* a, const Factor& b, V::Register& sum) {
+    Vector<bfloat16_pair, 64>::Register both = Vector<bfloat16_pair, 64>::Register{} + *a;
+    asm("vdpbf16ps %2, %1, %0" : "+?v"(sum) : "?v"(b), "?v"(both));
   }
 };
 

@@ -1,12 +1,32 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 
+#include "dflash/core/bfloat16.hpp"
 #include "dflash/core/tensor.hpp"
 #include "dflash/cpu/backend.hpp"
 #include "dflash/cpu/gemm.hpp"
 
 namespace dflash {
+
+namespace detail {
+
+/// f(the kernel of the backend's precision).
+template <class T, class F>
+auto with_kernel(CpuBackend<T>& backend, F f) {
+  if constexpr (std::is_same_v<T, float>)
+    if (backend.precision() != CpuPrecision::fp32)
+      return f(bfloat16_kernel(backend.path(), backend.precision() == CpuPrecision::bf16x3));
+  return f(backend.gemm_kernel());
+}
+
+template <class T>
+void gemm(CpuBackend<T>& backend, Strided<T> a, Strided<T> b, index_t k, View<T, 2> c, bool add) {
+  with_kernel(backend, [&](const auto& kernel) { gemm(backend, kernel, a, b, k, c, add); });
+}
+
+}  // namespace detail
 
 /// y = x w^T.                                              x (N, I)  w (O, I)  y (N, O)
 template <class T>
@@ -35,14 +55,64 @@ void linear_backward_weight(CpuBackend<T>& backend, In<T, 2> dy, In<T, 2> x, Out
                   true);
 }
 
-/// w in the order in which products with it are fast. A copy: w may go.    w (O, I)
+namespace detail {
+
+/// w as panels of a kernel; `row(n, to)` gives a pointer to row n, written to `to` if need be.
+template <class T, class A, class B, class RowOf>
+CpuBuffer<B> freeze_panels(CpuBackend<T>& backend, const GemmKernel<T, A, B>& kernel, index_t rows,
+                           index_t k, RowOf rows_of) {
+  const index_t panel = kernel.panel_columns(), depth = kernel.stored_depth(k);
+  auto data = backend.template allocate<B>(kernel.padded(rows) * depth);
+  auto scratch = backend.template allocate<T>(backend.threads() * panel * k);
+  backend.parallel_for(kernel.panels(rows), rows * k, [&](index_t i, int thread) {
+    const Range some{i * panel, std::min(rows, (i + 1) * panel)};
+    const T* const from = rows_of(some, scratch.data() + thread * panel * k);
+    pack_panels(kernel, Strided<T>{from, 1, k}, k, {0, some.size()},
+                data.data() + some.begin * depth);
+  });
+  return data;
+}
+
+}  // namespace detail
+
+/// w in the order in which products with it are fast, half as large if the backend's precision is
+/// bf16. A copy: w may go.                                                         w (O, I)
 template <class T>
 typename CpuBackend<T>::FrozenMatrix freeze(CpuBackend<T>& backend, In<T, 2> w) {
-  const detail::GemmKernel<T>& kernel = backend.gemm_kernel();
-  const index_t columns = w.shape[0], k = w.shape[1];
-  auto data = backend.template allocate<T>(kernel.padded(columns) * k);
-  detail::pack_panels<T>(kernel, {w.data, 1, k}, k, {0, columns}, data.data());
-  return {std::move(data), columns, k, backend.path()};
+  const index_t rows = w.shape[0], k = w.shape[1];
+  typename CpuBackend<T>::FrozenMatrix frozen{{}, {}, rows, k, backend.path(), backend.precision()};
+  detail::with_kernel(backend, [&](const auto& kernel) {
+    auto panels = detail::freeze_panels<T>(backend, kernel, rows, k,
+                                           [&](Range some, T*) { return w.data + some.begin * k; });
+    if constexpr (std::is_same_v<decltype(panels), decltype(frozen.data)>)
+      frozen.data = std::move(panels);
+    else
+      frozen.pairs = std::move(panels);
+  });
+  return frozen;
+}
+
+/// w, which stays bfloat16 in memory: products with it have the bits of products with its values in
+/// float, at half the memory traffic.                                              w (O, I)
+template <std::same_as<float> T>
+typename CpuBackend<T>::FrozenMatrix freeze(CpuBackend<T>& backend, View<const bfloat16, 2> w) {
+  const index_t rows = w.shape[0], k = w.shape[1];
+  const auto widened = [&](Range some, T* to) {
+    const bfloat16* const from = w.data + some.begin * k;
+    for (index_t i = 0; i < some.size() * k; ++i) to[i] = float(from[i]);
+    return to;
+  };
+  using namespace detail;
+  const bool wide = backend.precision() == CpuPrecision::fp32;
+  const bool split = backend.precision() == CpuPrecision::bf16x3;
+  return {{},
+          wide
+              ? freeze_panels<T>(backend, widening_kernel(backend.path()), rows, k, widened)
+              : freeze_panels<T>(backend, bfloat16_kernel(backend.path(), split), rows, k, widened),
+          rows,
+          k,
+          backend.path(),
+          backend.precision()};
 }
 
 /// y = x w^T with a frozen w: the same bits as with w itself.
@@ -51,14 +121,26 @@ void linear(CpuBackend<T>& backend, In<T, 2> x, const typename CpuBackend<T>::Fr
             Out<T, 2> y) {
   expects(x.shape[1] == w.columns && y.shape[0] == x.shape[0] && y.shape[1] == w.rows,
           "linear: shapes differ");
-  expects(w.path == backend.path(), "linear: w was frozen for another path");
+  expects(w.path == backend.path() && w.precision == backend.precision(),
+          "linear: w was frozen for another path or precision");
   const index_t k = w.columns;
-  Range ks{0, std::min(k, detail::gemm_slice)};
-  do {
-    detail::multiply_blocks<T>(backend, {x.data, k, 1}, {w.data.data(), k, w.rows}, ks, y,
-                               y.shape[1], ks.begin > 0);
-    ks = {ks.end, std::min(k, ks.end + detail::gemm_slice)};
-  } while (ks.begin < k);
+  const auto multiply = [&](const auto& kernel, const auto* panels) {
+    using Panels = detail::Panels<std::remove_cvref_t<decltype(*panels)>>;
+    Range ks{0, std::min(k, detail::gemm_slice)};
+    do {
+      detail::multiply_blocks<T>(backend, kernel, {x.data, k, 1},
+                                 Panels{panels, kernel.stored_depth(k), w.rows}, ks, y, y.shape[1],
+                                 ks.begin > 0);
+      ks = {ks.end, std::min(k, ks.end + detail::gemm_slice)};
+    } while (ks.begin < k);
+  };
+  if constexpr (std::is_same_v<T, float>) {
+    using namespace detail;
+    if (w.precision != CpuPrecision::fp32)
+      return multiply(bfloat16_kernel(w.path, w.precision == CpuPrecision::bf16x3), w.pairs.data());
+    if (w.pairs.size() != 0) return multiply(widening_kernel(w.path), w.pairs.data());
+  }
+  multiply(backend.gemm_kernel(), w.data.data());
 }
 
 }  // namespace dflash

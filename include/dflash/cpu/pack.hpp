@@ -19,7 +19,8 @@ struct Strided {
   }
 };
 
-inline void transpose(Vector<float, 16>::Register (&r)[4]) {
+template <class Register>
+void transpose(Register (&r)[4]) {
   const auto a = __builtin_shufflevector(r[0], r[1], 0, 4, 1, 5),
              b = __builtin_shufflevector(r[0], r[1], 2, 6, 3, 7),
              c = __builtin_shufflevector(r[2], r[3], 0, 4, 1, 5),
@@ -29,7 +30,8 @@ inline void transpose(Vector<float, 16>::Register (&r)[4]) {
   r[2] = __builtin_shufflevector(b, d, 0, 1, 4, 5);
   r[3] = __builtin_shufflevector(b, d, 2, 3, 6, 7);
 }
-inline void transpose(Vector<double, 16>::Register (&r)[2]) {
+template <class Register>
+void transpose(Register (&r)[2]) {
   const auto a = __builtin_shufflevector(r[0], r[1], 0, 2);
   r[1] = __builtin_shufflevector(r[0], r[1], 1, 3);
   r[0] = a;

@@ -1,21 +1,46 @@
 #pragma once
 
+#include <string_view>
+#include <utility>
 #include <vector>
+
+#include "dflash/cpu/features.hpp"
 
 namespace dflash {
 
-/// The vector instructions that the CPU operations use; chosen when the program runs.
-enum class CpuPath { portable, avx2, avx512 };
+/// The vector instructions that the CPU operations use; chosen when the program runs. The last two
+/// differ from avx512 in products of bfloat16 alone.
+enum class CpuPath { portable, avx2, avx512, avx512_bf16, amx };
+
+/// What products of float matrices are made of; sums are always float.
+enum class CpuPrecision {
+  fp32,
+  bf16x3,  // each factor the sum of two bfloat16; of the four products all but the smallest
+  bf16     // factors rounded to bfloat16
+};
+
+inline constexpr CpuPath all_cpu_paths[] = {CpuPath::portable, CpuPath::avx2, CpuPath::avx512,
+                                            CpuPath::avx512_bf16, CpuPath::amx};
+inline constexpr CpuPrecision all_cpu_precisions[] = {CpuPrecision::fp32, CpuPrecision::bf16x3,
+                                                      CpuPrecision::bf16};
+
+inline constexpr std::string_view name_of(CpuPath path) {
+  constexpr std::string_view names[] = {"portable", "avx2", "avx512", "avx512_bf16", "amx"};
+  return names[int(path)];
+}
+inline constexpr std::string_view name_of(CpuPrecision precision) {
+  constexpr std::string_view names[] = {"fp32", "bf16x3", "bf16"};
+  return names[int(precision)];
+}
 
 /// The paths that this machine can run, the fastest last.
 inline std::vector<CpuPath> cpu_paths() {
   std::vector<CpuPath> paths{CpuPath::portable};
-#if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-    paths.push_back(CpuPath::avx2);
-    if (__builtin_cpu_supports("avx512f")) paths.push_back(CpuPath::avx512);
-  }
-#endif
+  for (const auto& [path, there] : {std::pair{CpuPath::avx2, detail::has_avx2()},
+                                    {CpuPath::avx512, detail::has_avx512()},
+                                    {CpuPath::avx512_bf16, detail::has_avx512_bf16()},
+                                    {CpuPath::amx, detail::has_amx()}})
+    if (there) paths.push_back(path);
   return paths;
 }
 

@@ -1,0 +1,132 @@
+#pragma once
+
+#include <algorithm>
+
+#include "dflash/cpu/gemm_kernel.hpp"
+#include "dflash/cpu/pack.hpp"
+#include "dflash/cpu/pack_bf16.hpp"
+
+namespace dflash::detail {
+
+/// Rows [begin, end) of tile `i` of `tiles` nearly equal ones.
+inline Range tile_rows(index_t rows, index_t tiles, index_t i) {
+  return {rows * i / tiles, rows * (i + 1) / tiles};
+}
+
+/// a, whose columns lie one after the other, in tiles: element (row, k) of a tile at k * its rows +
+/// row.
+template <class T>
+void pack_tiles(const GemmKernel<T>& kernel, Strided<T> a, index_t rows, index_t k, T* to) {
+  const index_t tiles = (rows + kernel.rows - 1) / kernel.rows;
+  for (index_t strip = 0; strip < k; strip += 16) {
+    // A piece of a column is too short for the processor to foresee the next.
+    for (index_t i = strip + 16; i < std::min(k, strip + 32); ++i)
+      for (index_t n = 0; n < rows; n += 64 / index_t(sizeof(T))) __builtin_prefetch(a.at(n, i));
+    for (index_t t = 0; t < tiles; ++t) {
+      const Range r = tile_rows(rows, tiles, t);
+      for (index_t i = strip; i < std::min(k, strip + 16); ++i)
+        copy_few(a.at(r.begin, i), r.size(), to + r.begin * k + i * r.size());
+    }
+  }
+}
+
+/// Some rows of a in the form that tiles read: gives those of a range.
+template <class A>
+struct RowBlock {
+  const A* data;
+  index_t row_step, column_step;
+  index_t tile_k = 0;  // not 0: tiles of that many columns, each column by column
+
+  Strided<A> operator()(Range r) const {
+    if (tile_k != 0) return {data + r.begin * tile_k, 1, r.size()};
+    return {data + r.begin * row_step, row_step, column_step};
+  }
+};
+
+/// Whether and how blocks of up to `height` rows of a are copied before they are multiplied.
+template <class T, class A, class B>
+class RowCopies;
+
+/// Rows distant by a large power of two fall into the same few lines of the first cache level.
+template <class T>
+bool crowded(Strided<T> a, index_t height) {
+  return height > 4 && a.row_step * sizeof(T) % 2048 == 0;
+}
+
+template <class T>
+class RowCopies<T, T, T> {
+ public:
+  RowCopies(const GemmKernel<T>& kernel, Strided<T> a, index_t height, index_t k)
+      : kernel_(kernel),
+        tiled_(a.column_step != 1),
+        copied_(tiled_ || crowded(a, height)),
+        k_(k),
+        step_(tiled_ ? k : k + 64 / index_t(sizeof(T))),
+        size_(copied_ ? height * step_ : 0) {}
+
+  /// Elements in memory.
+  index_t size() const { return size_; }
+  RowBlock<T> make(Strided<T> a, index_t rows, T* copy) const {
+    if (!copied_) return {a.data, a.row_step, 1};
+    if (tiled_) {
+      pack_tiles(kernel_, a, rows, k_, copy);
+      return {copy, 1, 1, k_};
+    }
+    for (index_t n = 0; n < rows; ++n) std::copy_n(a.at(n, 0), k_, copy + n * step_);
+    return {copy, step_, 1};
+  }
+
+ private:
+  const GemmKernel<T>& kernel_;
+  bool tiled_, copied_;
+  index_t k_, step_, size_;
+};
+
+template <class B>
+class RowCopies<float, bfloat16_pair, B> {
+ public:
+  using Kernel = GemmKernel<float, bfloat16_pair, B>;
+  // Matrix registers read whole ones, beyond the last row.
+  RowCopies(const Kernel& kernel, Strided<float>, index_t height, index_t k)
+      : kernel_(kernel),
+        k_(k),
+        step_(kernel.stored_depth(k) + 16),
+        size_((height + kernel.rows) * step_) {}
+
+  index_t size() const { return size_; }
+  RowBlock<bfloat16_pair> make(Strided<float> a, index_t rows, bfloat16_pair* copy) const {
+    pack_rows(kernel_, a, rows, k_, copy, step_);
+    return {copy, step_, 1};
+  }
+
+ private:
+  const Kernel& kernel_;
+  index_t k_, step_, size_;
+};
+
+template <>
+class RowCopies<float, float, bfloat16_pair> {
+ public:
+  using Kernel = GemmKernel<float, float, bfloat16_pair>;
+  RowCopies(const Kernel&, Strided<float> a, index_t height, index_t k)
+      : copied_(k % 2 != 0 || crowded(a, height)),
+        k_(k),
+        step_((k + 1) / 2 * 2 + 16),
+        size_(copied_ ? height * step_ : 0) {}
+
+  index_t size() const { return size_; }
+  RowBlock<float> make(Strided<float> a, index_t rows, float* copy) const {
+    if (!copied_) return {a.data, a.row_step, 2};
+    for (index_t n = 0; n < rows; ++n) {
+      std::copy_n(a.at(n, 0), k_, copy + n * step_);
+      copy[n * step_ + k_] = 0;
+    }
+    return {copy, step_, 2};
+  }
+
+ private:
+  bool copied_;
+  index_t k_, step_, size_;
+};
+
+}  // namespace dflash::detail

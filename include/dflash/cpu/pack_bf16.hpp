@@ -1,0 +1,122 @@
+#pragma once
+
+#include <algorithm>
+#include <bit>
+#include <cstdint>
+
+#include "dflash/cpu/gemm_kernel.hpp"
+#include "dflash/cpu/pack.hpp"
+#include "dflash/cpu/vector_math.hpp"
+
+namespace dflash::detail {
+
+/// x rounded to bfloat16, to nearest even, in the upper half; NaN stays NaN. Without branches.
+[[gnu::always_inline]] inline std::uint32_t rounded(float x) {
+  const auto u = std::bit_cast<std::uint32_t>(x);
+  const std::uint32_t number = u + 0x7fff + (u >> 16 & 1), nan = u | 0x400000;
+  return (u & 0x7fffffff) > 0x7f800000 ? nan : number;
+}
+[[gnu::always_inline]] inline bfloat16_pair pair_of(float first, float second) {
+  return rounded(first) >> 16 | (rounded(second) & 0xffff0000u);
+}
+/// What rounding leaves of x.
+[[gnu::always_inline]] inline float rest(float x) {
+  return x - std::bit_cast<float>(rounded(x) & 0xffff0000u);
+}
+
+/// n values in pairs, the last maybe with a zero, filled up with zeros to `depth` pairs; with
+/// `split` their rests as well, `depth` pairs further.
+[[gnu::always_inline]] inline void pack_pairs(const float* x, index_t n, index_t depth, bool split,
+                                              bfloat16_pair* to) {
+  const index_t whole = n / 2;
+  for (index_t i = 0; i < whole; ++i) to[i] = pair_of(x[2 * i], x[2 * i + 1]);
+  std::fill(to + whole, to + depth, 0u);
+  if (n % 2 != 0) to[whole] = pair_of(x[n - 1], 0);
+  if (!split) return;
+  to += depth;
+  for (index_t i = 0; i < whole; ++i) to[i] = pair_of(rest(x[2 * i]), rest(x[2 * i + 1]));
+  std::fill(to + whole, to + depth, 0u);
+  if (n % 2 != 0) to[whole] = pair_of(rest(x[n - 1]), 0);
+}
+
+/// Rows k, k + 1 of some columns as pairs; rests if `Rest`.
+template <bool Rest>
+[[gnu::always_inline]] inline void pair_rows(const float* x, const float* next, index_t columns,
+                                             bfloat16_pair* to) {
+  for (index_t j = 0; j < columns; ++j)
+    to[j] = Rest ? pair_of(rest(x[j]), rest(next[j])) : pair_of(x[j], next[j]);
+}
+
+/// Columns [columns) of b as panels of pairs.                               to (padded(columns), k)
+template <class A>
+void pack_panels(const GemmKernel<float, A, bfloat16_pair>& kernel, Strided<float> b, index_t k,
+                 Range columns, bfloat16_pair* to) {
+  const index_t depth = kernel.depth(k), stored = kernel.stored_depth(k),
+                panel = kernel.panel_columns();
+  const bool split = kernel.split;
+  on_path(
+      kernel.path, [=]() __attribute__((always_inline)) {
+        alignas(64) static constexpr float zeros[64] = {};
+        // Rows of w are columns of b: rounded one by one, and turned in strips.
+        constexpr index_t strip = 64, step = 2 * strip + 16;
+        alignas(64) bfloat16_pair rows[32 * step];
+        for (index_t j = columns.begin; j < columns.end; j += panel) {
+          const index_t left = std::min(columns.end - j, panel), width = kernel.width(left);
+          bfloat16_pair* const start = to + (j - columns.begin) * stored;
+          if (left < width) std::fill_n(start, width * stored, 0u);
+          if (b.row_step == 1) {
+            for (index_t at = 0; at < depth; at += strip) {
+              const index_t pairs = std::min(strip, depth - at),
+                            values = std::clamp<index_t>(k - 2 * at, 0, 2 * pairs);
+              for (index_t n = 0; n < left; ++n)
+                pack_pairs(b.at(2 * at, j + n), values, pairs, split, rows + n * step);
+              transpose(rows, step, pairs, left, start + at * width, width);
+              if (split)
+                transpose(rows + pairs, step, pairs, left, start + (depth + at) * width, width);
+            }
+          } else {
+            for (index_t i = 0; i < depth; ++i) {
+              const float* const x = 2 * i < k ? b.at(2 * i, j) : zeros;
+              const float* const next = 2 * i + 1 < k ? b.at(2 * i + 1, j) : zeros;
+              pair_rows<false>(x, next, left, start + i * width);
+              if (split) pair_rows<true>(x, next, left, start + (depth + i) * width);
+            }
+          }
+        }
+      });
+}
+
+/// Rows of a as rows of pairs, `step` apart.                                 a (rows, k)
+template <class B>
+void pack_rows(const GemmKernel<float, bfloat16_pair, B>& kernel, Strided<float> a, index_t rows,
+               index_t k, bfloat16_pair* to, index_t step) {
+  const index_t depth = kernel.depth(k);
+  const bool split = kernel.split;
+  on_path(
+      kernel.path, [=]() __attribute__((always_inline)) {
+        if (a.column_step == 1) {
+          for (index_t n = 0; n < rows; ++n) pack_pairs(a.at(n, 0), k, depth, split, to + n * step);
+          return;
+        }
+        // Columns of a lie one after the other: 32 values of k of 64 rows at a time.
+        alignas(64) bfloat16_pair pairs[2][16 * 64];
+        alignas(64) static constexpr float zeros[64] = {};
+        for (index_t n = 0; n < rows; n += 64) {
+          const index_t some = std::min<index_t>(64, rows - n);
+          for (index_t i = 0; i < depth; i += 16) {
+            const index_t few = std::min<index_t>(16, depth - i);
+            for (index_t l = 0; l < few; ++l) {
+              const index_t at = 2 * (i + l);
+              const float* const x = at < k ? a.at(n, at) : zeros;
+              const float* const next = at + 1 < k ? a.at(n, at + 1) : zeros;
+              pair_rows<false>(x, next, some, pairs[0] + l * 64);
+              if (split) pair_rows<true>(x, next, some, pairs[1] + l * 64);
+            }
+            transpose(pairs[0], 64, some, few, to + n * step + i, step);
+            if (split) transpose(pairs[1], 64, some, few, to + n * step + depth + i, step);
+          }
+        }
+      });
+}
+
+}  // namespace dflash::detail
