@@ -4,6 +4,7 @@
 #include <cstring>
 #include <vector>
 
+#include "cpu/precisions.hpp"
 #include "cpu/support.hpp"
 #include "dflash/cpu.hpp"
 
@@ -31,26 +32,6 @@ std::vector<T> transposed(const std::vector<T>& x, index_t rows, index_t columns
   for (index_t i = 0; i < rows; ++i)
     for (index_t j = 0; j < columns; ++j) y[at(j * rows + i)] = x[at(i * columns + j)];
   return y;
-}
-
-/// How products can be computed on this machine. Paths beyond avx512 have no products of their own
-/// in fp32.
-template <class T>
-std::vector<std::pair<CpuPath, CpuPrecision>> ways() {
-  std::vector<std::pair<CpuPath, CpuPrecision>> all;
-  for (CpuPath path : cpu_paths())
-    for (CpuPrecision precision : all_cpu_precisions)
-      if (precision == CpuPrecision::fp32 ? path <= CpuPath::avx512 : std::is_same_v<T, float>)
-        all.push_back({path, precision});
-  return all;
-}
-
-/// What a factor of a product of this precision is.
-template <class T>
-std::vector<T> as_factor(std::vector<T> x, CpuPrecision precision) {
-  if (precision == CpuPrecision::bf16)
-    for (T& value : x) value = T(float(bfloat16(float(value))));
-  return x;
 }
 
 struct Shape {

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <vector>
 
+#include "cpu/precisions.hpp"
 #include "cpu/support.hpp"
 #include "dflash/cpu.hpp"
 
@@ -37,8 +38,10 @@ struct Head {
                          View<const std::int32_t, 1>{label.data(), {rows}}, flat(nll),
                          flat(correct), matrix(dx, rows, width));
   }
-  /// Formulas as they stand, in double.
-  void check(double tolerance) {
+  /// Formulas as they stand, in double, of rounded factors.
+  void check(double tolerance, double gradient_tolerance,
+             CpuPrecision precision = CpuPrecision::fp32) {
+    const auto fx = as_factor(x, precision), fw = as_factor(w, precision);
     for (index_t n = 0; n < rows; ++n) {
       std::vector<double> logit;
       double top = -INFINITY, sum = 0;
@@ -46,7 +49,7 @@ struct Head {
       for (index_t v = 0; v < words; ++v) {
         double s = 0;
         for (index_t c = 0; c < width; ++c)
-          s += double(x[at(n * width + c)]) * double(w[at(v * width + c)]);
+          s += double(fx[at(n * width + c)]) * double(fw[at(v * width + c)]);
         logit.push_back(s);
         if (s > top) top = s, best = v;
       }
@@ -58,8 +61,8 @@ struct Head {
       for (index_t c = 0; c < width; ++c) {
         double d = -double(w[at(l * width + c)]);
         for (index_t v = 0; v < words; ++v)
-          d += std::exp(logit[at(v)] - top) / sum * double(w[at(v * width + c)]);
-        CHECK(std::abs(double(dx[at(n * width + c)]) - d) < 20 * tolerance);
+          d += std::exp(logit[at(v)] - top) / sum * double(fw[at(v * width + c)]);
+        CHECK(std::abs(double(dx[at(n * width + c)]) - d) < gradient_tolerance);
       }
     }
   }
@@ -68,14 +71,18 @@ struct Head {
 }  // namespace
 
 TEST_CASE_TEMPLATE("cross entropy is the formula, for any size", T, float, double) {
-  const double tolerance = std::is_same_v<T, float> ? 2e-6 : 1e-14;
-  for (CpuPath path : cpu_paths())
+  for (const auto& [path, precision] : ways<T>())
     for (auto [rows, width, words] :
          {std::array<index_t, 3>{1, 3, 2}, {5, 16, 50}, {7, 33, 1300}, {130, 8, 70}, {3, 40, 1}}) {
+      CAPTURE(name_of(path));
+      CAPTURE(name_of(precision));
       Head<T> head(rows, width, words);
-      CpuBackend<T> backend(1, path);
+      CpuBackend<T> backend(1, path, precision);
       head.run(backend);
-      head.check(tolerance);
+      const bool split = precision == CpuPrecision::bf16x3;
+      const double tolerance = std::is_same_v<T, double> ? 1e-14 : split ? 2e-5 : 2e-6;
+      // Probabilities are factors as well; of each bfloat16 keeps 2^-9.
+      head.check(tolerance, precision == CpuPrecision::bf16 ? 0.01 : 20 * tolerance, precision);
     }
 }
 

@@ -8,6 +8,7 @@
 #include "dflash/core/tensor.hpp"
 #include "dflash/cpu/backend.hpp"
 #include "dflash/cpu/gemm.hpp"
+#include "dflash/cpu/linear.hpp"
 #include "dflash/cpu/vector_math.hpp"
 
 namespace dflash {
@@ -84,48 +85,66 @@ struct CrossEntropyRows {
 /// Runs over all logits x w^T, which never lie in memory whole: takes the vocabulary part by part,
 /// each part's logits are exponentiated against the largest so far and multiplied with w again at
 /// once. dx = sum of e^(logit - top) w (written).              x, dx (R, H)  w (V, H)
-template <class T>
-void run_over_logits(CpuBackend<T>& backend, In<T, 2> x, In<T, 2> w,
-                     const RunningCrossEntropy<T>& run, Out<T, 2> dx) {
+template <class T, class A, class B>
+void run_over_logits(CpuBackend<T>& backend, const GemmKernel<T, A, B>& kernel, In<T, 2> x,
+                     In<T, 2> w, const RunningCrossEntropy<T>& run, Out<T, 2> dx) {
   const index_t rows = x.shape[0], dim = x.shape[1], vocabulary = w.shape[0];
   if (vocabulary == 0) std::fill_n(dx.data, dx.size(), T(0));
   if (rows == 0 || vocabulary == 0) return;
-  const GemmKernel<T>& kernel = backend.gemm_kernel();
   const index_t most = std::clamp<index_t>((1 << 20) / (dim + 1) / 64 * 64, 128, 512),
                 part = std::min(most, (vocabulary + 63) / 64 * 64), step = part + 16,
                 rounds = (rows + 96 * backend.threads() - 1) / (96 * backend.threads()),
                 share = (rows - 1) / (rounds * backend.threads()) + 1,
                 height = (share + kernel.rows - 1) / kernel.rows * kernel.rows,
-                tiles = (rows + height - 1) / height;
+                tiles = (rows + height - 1) / height, by_word_k = kernel.stored_depth(dim);
+  const Strided<T> all_x{x.data, dim, 1};
+  const RowCopies<T, A, B> x_copies(kernel, all_x, rows, dim);
+  auto x_copy = backend.template allocate<A>(x_copies.size());
+  const RowBlock<A> x_rows = x_copies.make(all_x, rows, x_copy.data());
   auto logits = backend.template allocate<T>(backend.threads() * height * step);
-  auto by_word = backend.template allocate<T>(part * dim),
-       by_dim = backend.template allocate<T>(part * kernel.padded(dim));
+  const index_t largest_copy =
+      RowCopies<T, A, B>(kernel, {logits.data(), step, 1}, height, part).size();
+  auto factors = backend.template allocate<A>(backend.threads() * largest_copy);
+  auto by_word = backend.template allocate<B>(kernel.padded(part) * by_word_k),
+       by_dim = backend.template allocate<B>(kernel.padded(dim) * kernel.stored_depth(part));
   for (index_t first = 0; first < vocabulary; first += part) {
     const index_t words = std::min(part, vocabulary - first), width = (words + 63) / 64 * 64,
-                  panel = kernel.panel_columns(), word_panels = kernel.panels(words);
+                  panel = kernel.panel_columns(), word_panels = kernel.panels(words),
+                  by_dim_k = kernel.stored_depth(words);
     const T* const some = w.data + first * dim;
     backend.parallel_for(word_panels + kernel.panels(dim), 2 * words * dim, [&](index_t i, int) {
       if (i < word_panels)
-        pack_panels<T>(kernel, {some, 1, dim}, dim, {i * panel, std::min(words, (i + 1) * panel)},
-                       by_word.data() + i * panel * dim);
+        pack_panels(kernel, Strided<T>{some, 1, dim}, dim,
+                    {i * panel, std::min(words, (i + 1) * panel)},
+                    by_word.data() + i * panel * by_word_k);
       else
-        pack_panels<T>(kernel, {some, dim, 1}, words,
-                       {(i - word_panels) * panel, std::min(dim, (i - word_panels + 1) * panel)},
-                       by_dim.data() + (i - word_panels) * panel * words);
+        pack_panels(kernel, Strided<T>{some, dim, 1}, words,
+                    {(i - word_panels) * panel, std::min(dim, (i - word_panels + 1) * panel)},
+                    by_dim.data() + (i - word_panels) * panel * by_dim_k);
     });
     backend.parallel_for(tiles, 2 * rows * words * dim, [&](index_t t, int thread) {
       const Range r{t * height, std::min(rows, (t + 1) * height)};
       T* const logit = logits.data() + thread * height * step;
-      const auto from = [](const T* data, index_t row) {
-        return [=](Range some_rows) { return Strided<T>{data + some_rows.begin * row, row, 1}; };
+      const auto x_of = [&](Range in_tile) {
+        return x_rows(Range{r.begin + in_tile.begin, r.begin + in_tile.end});
       };
-      multiply(kernel, from(x.data + r.begin * dim, dim), r.size(),
-               Panels<T>{by_word.data(), dim, words}, {0, dim}, logit, step, false);
+      multiply(kernel, x_of, r.size(), Panels<B>{by_word.data(), by_word_k, words},
+               {0, kernel.depth(dim)}, logit, step, false);
       cross_entropy_step(backend.path(), run, r, first, words, width, logit, step, dx.data, dim);
-      multiply(kernel, from(logit, step), r.size(), Panels<T>{by_dim.data(), words, dim},
-               {0, words}, dx.data + r.begin * dim, dim, first > 0);
+      const Strided<T> powers{logit, step, 1};
+      const RowCopies<T, A, B> copies(kernel, powers, r.size(), words);
+      multiply(kernel, copies.make(powers, r.size(), factors.data() + thread * largest_copy),
+               r.size(), Panels<B>{by_dim.data(), by_dim_k, dim}, {0, kernel.depth(words)},
+               dx.data + r.begin * dim, dim, first > 0);
     });
   }
+}
+
+template <class T>
+void run_over_logits(CpuBackend<T>& backend, In<T, 2> x, In<T, 2> w,
+                     const RunningCrossEntropy<T>& run, Out<T, 2> dx) {
+  with_kernel(backend,
+              [&](const auto& kernel) { run_over_logits(backend, kernel, x, w, run, dx); });
 }
 
 }  // namespace detail

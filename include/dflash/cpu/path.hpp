@@ -1,9 +1,11 @@
 #pragma once
 
+#include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
 
+#include "dflash/core/error.hpp"
 #include "dflash/cpu/features.hpp"
 
 namespace dflash {
@@ -31,6 +33,13 @@ inline constexpr std::string_view name_of(CpuPath path) {
 inline constexpr std::string_view name_of(CpuPrecision precision) {
   constexpr std::string_view names[] = {"fp32", "bf16x3", "bf16"};
   return names[int(precision)];
+}
+
+/// "fp32", "bf16x3" or "bf16"; throws on any other.
+inline CpuPrecision cpu_precision_named(std::string_view name) {
+  for (CpuPrecision precision : all_cpu_precisions)
+    if (name_of(precision) == name) return precision;
+  throw Error("precision " + std::string(name) + " is unknown; it must be fp32, bf16x3 or bf16");
 }
 
 /// The paths that this machine can run, the fastest last.
