@@ -1,94 +1,179 @@
-// The three forms of a linear layer's product beside Eigen's. Arguments: rows, outputs, inputs,
-// threads.
+// The products of a training step beside those of other libraries, in the same run: for each the
+// rate, ours over the best of theirs, and ours over what the processor's registers reach.
 
-#include <Eigen/Core>
+#include <CLI/CLI.hpp>
+#include <chrono>
+#include <cstdio>
+#include <functional>
 
 #include "dflash/cpu.hpp"
-#include "rate.hpp"
+#include "machine_peak.hpp"
+#include "rivals/rival.hpp"
+#include "training_problem.hpp"
 
 namespace {
 
 using namespace dflash;
 using namespace dflash_benchmark;
 
+/// y = x w^T and what belongs to it.                       x (rows, inputs)  w (outputs, inputs)
 struct Layer {
-  index_t n, o, i;
-  std::vector<float> x, w, y;
-  explicit Layer(const benchmark::State& state)
-      : n(state.range(0)),
-        o(state.range(1)),
-        i(state.range(2)),
-        x(random(n * i, 1)),
-        w(random(o * i, 2)),
-        y(random(n * o, 3)) {}
-  View<float, 2> inputs() { return {x.data(), {n, i}}; }
-  View<float, 2> weights() { return {w.data(), {o, i}}; }
-  View<float, 2> outputs() { return {y.data(), {n, o}}; }
-  double operations() const { return 2.0 * double(n) * double(o) * double(i); }
+  std::string name;
+  index_t rows, outputs, inputs;
+  index_t times;  // in a step
 };
 
-void forward(benchmark::State& state) {
-  Layer layer(state);
-  CpuBackend<float> backend(int(state.range(3)));
-  for (auto _ : state) linear(backend, layer.inputs(), layer.weights(), layer.outputs());
-  set_rate(state, layer.operations());
+std::vector<Layer> layers_of(const TrainingShape& shape) {
+  const DFlashShape& s = shape.config.shape;
+  const index_t context = shape.tokens * shape.batch,
+                blocks = shape.anchors * shape.config.block_size * shape.batch,
+                queries = s.heads * s.head_dim, keys = s.kv_heads * s.head_dim,
+                layers = shape.config.layers,
+                captured = index_t(shape.config.target_layer_ids.size());
+  return {{"fc", context, s.hidden, captured * s.hidden, 1},
+          {"q", blocks, queries, s.hidden, layers},
+          {"k, v of the context", context, keys, s.hidden, 2 * layers},
+          {"k, v of blocks", blocks, keys, s.hidden, 2 * layers},
+          {"o", blocks, s.hidden, queries, layers},
+          {"gate, up", blocks, s.intermediate, s.hidden, 2 * layers},
+          {"down", blocks, s.hidden, s.intermediate, layers}};
 }
 
-void forward_frozen(benchmark::State& state) {
-  Layer layer(state);
-  CpuBackend<float> backend(int(state.range(3)));
-  const auto frozen = freeze(backend, layer.weights());
-  for (auto _ : state) linear(backend, layer.inputs(), frozen, layer.outputs());
-  set_rate(state, layer.operations());
+enum class Form { forward, frozen, input, weight };
+constexpr const char* form_names[] = {"y = x w^T", "frozen w", "dx += dy w", "dw += dy^T x"};
+
+std::vector<float> numbers(index_t n, std::uint64_t key) {
+  const Random random(key);
+  std::vector<float> x(static_cast<std::size_t>(n));
+  for (index_t i = 0; i < n; ++i) x[std::size_t(i)] = float(random.uniform(std::uint64_t(i)) - 0.5);
+  return x;
 }
 
-void backward_input(benchmark::State& state) {
-  Layer layer(state);
-  CpuBackend<float> backend(int(state.range(3)));
-  for (auto _ : state)
-    linear_backward_input(backend, layer.outputs(), layer.weights(), layer.inputs());
-  set_rate(state, layer.operations());
+std::vector<bfloat16> rounded(const std::vector<float>& x) {
+  std::vector<bfloat16> y;
+  for (float value : x) y.push_back(bfloat16(value));
+  return y;
 }
 
-void backward_weight(benchmark::State& state) {
-  Layer layer(state);
-  CpuBackend<float> backend(int(state.range(3)));
-  for (auto _ : state)
-    linear_backward_weight(backend, layer.outputs(), layer.inputs(), layer.weights());
-  set_rate(state, layer.operations());
-}
+struct Operands {
+  const Layer& layer;
+  std::vector<float> x, w, y;
+  std::vector<bfloat16> x16, w16, y16;
 
-void forward_eigen(benchmark::State& state) {
-  Layer layer(state);
-  using Matrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
-  const Eigen::Map<Matrix> x(layer.x.data(), layer.n, layer.i), w(layer.w.data(), layer.o, layer.i);
-  Eigen::Map<Matrix> y(layer.y.data(), layer.n, layer.o);
-  for (auto _ : state) {
-    y.noalias() = x * w.transpose();
-    benchmark::DoNotOptimize(layer.y.data());
+  Operands(const Layer& l, bool bf16)
+      : layer(l),
+        x(numbers(l.rows * l.inputs, 1)),
+        w(numbers(l.outputs * l.inputs, 2)),
+        y(numbers(l.rows * l.outputs, 3)) {
+    if (bf16) x16 = rounded(x), w16 = rounded(w), y16 = rounded(y);
   }
-  set_rate(state, layer.operations());
+  View<float, 2> inputs() { return {x.data(), {layer.rows, layer.inputs}}; }
+  View<float, 2> weights() { return {w.data(), {layer.outputs, layer.inputs}}; }
+  View<float, 2> outputs() { return {y.data(), {layer.rows, layer.outputs}}; }
+
+  template <class T>
+  Product<T> product(Form form, const T* x_, const T* w_, const T* y_) {
+    const auto& [name, n, o, i, times] = layer;
+    if (form == Form::input) return {false, false, true, n, i, o, y_, w_, x.data()};
+    if (form == Form::weight) return {true, false, true, o, i, n, y_, x_, w.data()};
+    return {false, true, false, n, o, i, x_, w_, y.data()};
+  }
+};
+
+/// Seconds of the fastest call of each, taken in turns.
+std::vector<double> fastest(const std::vector<std::function<void()>>& calls, double budget) {
+  std::vector<double> best(calls.size(), 1e30);
+  for (int round = 0; round < 3; ++round)
+    for (std::size_t c = 0; c < calls.size(); ++c) {
+      if (round == 0) calls[c]();
+      const auto start = std::chrono::steady_clock::now();
+      do best[c] = std::min(best[c], seconds_of(calls[c]));
+      while (std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() <
+             budget / 3);
+    }
+  return best;
 }
 
-void shapes(benchmark::internal::Benchmark* b) {
-  for (auto [n, o, i] : {std::array<long, 3>{512, 512, 512},
-                         {2048, 416, 160},
-                         {2048, 160, 416},
-                         {2048, 128, 160},
-                         {2048, 2048, 160},
-                         {2048, 1536, 576},
-                         {1024, 4096, 4096},
-                         {16, 2048, 160},
-                         {1, 2048, 160},
-                         {1, 4096, 4096}})
-    for (long threads : {1, 2}) b->Args({n, o, i, threads});
-  b->UseRealTime()->Unit(benchmark::kMicrosecond);
-}
+struct Options {
+  std::string shape = "smollm2", precision = "fp32";
+  int threads = 1;
+  double seconds = 0.1;
+};
 
-BENCHMARK(forward)->Apply(shapes);
-BENCHMARK(forward_frozen)->Apply(shapes);
-BENCHMARK(backward_input)->Apply(shapes);
-BENCHMARK(backward_weight)->Apply(shapes);
-BENCHMARK(forward_eigen)->Apply(shapes);
+void run(const Options& options) {
+  const CpuPrecision precision = cpu_precision_named(options.precision);
+  const bool bf16 = precision == CpuPrecision::bf16;
+  CpuBackend<float> backend(options.threads, precision);
+  std::vector<Rival> others;
+  for (const Rival& rival : rivals())
+    if (!bf16 || rival.multiply_bf16 != nullptr) others.push_back(rival);
+  for (const Rival& rival : others) rival.use_threads(options.threads);
+  const double peak = peak_flops(backend, bf16);
+  std::printf("%s, %s, %s, threads %d; registers reach %.0f GFLOP/s\n", options.shape.c_str(),
+              options.precision.c_str(), std::string(name_of(backend.path())).c_str(),
+              options.threads, peak / 1e9);
+  if (bf16) std::printf("ours rounds factors from float, the others' are bf16 already\n");
+  std::printf("%-20s %-18s %-13s %8s", "product", "rows x outputs x k", "", "dflash");
+  for (const Rival& rival : others) std::printf(" %8s", rival.name.c_str());
+  std::printf("  ours/best   of peak   (GFLOP/s)\n");
+
+  std::vector<double> step(1 + others.size());
+  for (const Layer& layer : layers_of(shape_named(options.shape))) {
+    Operands data(layer, bf16);
+    const auto frozen = freeze(backend, data.weights());
+    for (Form form : {Form::forward, Form::frozen, Form::input, Form::weight}) {
+      std::vector<std::function<void()>> calls{[&] {
+        if (form == Form::forward) linear(backend, data.inputs(), data.weights(), data.outputs());
+        if (form == Form::frozen) linear(backend, data.inputs(), frozen, data.outputs());
+        if (form == Form::input)
+          linear_backward_input(backend, data.outputs(), data.weights(), data.inputs());
+        if (form == Form::weight)
+          linear_backward_weight(backend, data.outputs(), data.inputs(), data.weights());
+      }};
+      for (const Rival& rival : others)
+        calls.push_back([&] {
+          if (bf16)
+            rival.multiply_bf16(
+                data.product(form, data.x16.data(), data.w16.data(), data.y16.data()));
+          else
+            rival.multiply(data.product<float>(form, data.x.data(), data.w.data(), data.y.data()));
+        });
+      const auto seconds = fastest(calls, options.seconds);
+      const double operations = 2e-9 * double(layer.rows * layer.outputs * layer.inputs);
+      char size[64];
+      std::snprintf(size, sizeof size, "%ld x %ld x %ld", long(layer.rows), long(layer.outputs),
+                    long(layer.inputs));
+      std::printf("%-20s %-18s %-13s", layer.name.c_str(), size, form_names[int(form)]);
+      double best = 1e30;
+      for (std::size_t c = 0; c < seconds.size(); ++c) {
+        std::printf(" %8.1f", operations / seconds[c]);
+        if (c > 0) best = std::min(best, seconds[c]);
+        if (form != Form::frozen) step[c] += double(layer.times) * seconds[c];
+      }
+      std::printf("  %9.2f  %8.2f\n", best / seconds[0], 1e9 * operations / seconds[0] / peak);
+    }
+  }
+  std::printf("all products of a step but the head's: dflash %.4f s", step[0]);
+  for (std::size_t c = 0; c < others.size(); ++c)
+    std::printf(", %s %.4f s (%.2f times ours)", others[c].name.c_str(), step[c + 1],
+                step[c + 1] / step[0]);
+  std::printf("\n");
+}
 
 }  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app("The products of a training step, ours and others'");
+  Options options;
+  app.add_option("--shape", options.shape, "tiny, smollm2 or qwen3-0.6b")->capture_default_str();
+  app.add_option("--precision", options.precision, "fp32, bf16x3 or bf16")->capture_default_str();
+  app.add_option("--threads", options.threads)->capture_default_str()->check(CLI::PositiveNumber);
+  app.add_option("--seconds", options.seconds, "for each product")->capture_default_str();
+  CLI11_PARSE(app, argc, argv);
+  try {
+    run(options);
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "gemm: %s\n", error.what());
+    return 1;
+  }
+}
