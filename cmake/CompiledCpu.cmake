@@ -1,0 +1,23 @@
+# dflash_compiled_cpu(float): a library with the CPU backend's operations on that scalar. Who links it compiles
+# them no more: its header, included in front of every source, says that they exist. For the project's own
+# executables; for users the library stays header-only.
+function(dflash_compiled_cpu T)
+  set(name dflash_cpu_${T})
+  set(folder ${PROJECT_BINARY_DIR}/compiled_cpu)
+  set(template ${PROJECT_SOURCE_DIR}/cmake/compiled_cpu.hpp.in)
+  set(ONLY_FLOAT "")
+  if(NOT T STREQUAL float)
+    set(ONLY_FLOAT "// ")
+  endif()
+  set(EXTERN "extern ")
+  set(INCLUDE "#pragma once\n#include \"dflash/cpu.hpp\"")
+  configure_file(${template} ${folder}/${name}.hpp @ONLY)
+  set(EXTERN "")
+  set(INCLUDE "#include \"dflash/cpu.hpp\"")
+  configure_file(${template} ${folder}/${name}.cpp @ONLY)
+  add_library(${name} STATIC EXCLUDE_FROM_ALL ${folder}/${name}.cpp)
+  target_link_libraries(${name} PRIVATE dflash_dflash dflash_executable)
+  target_include_directories(${name} INTERFACE ${folder})
+endfunction()
+dflash_compiled_cpu(float)
+dflash_compiled_cpu(double)
