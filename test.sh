@@ -111,7 +111,7 @@ took
 sanitized() { # preset, pattern of tests
   local folder=build/$1
   local targets
-  targets=$(cd tests && find . -name '*_test.cpp' ! -path './programs/*' | grep -E "$2" | sed 's|.*/||; s|\.cpp$||' | sort)
+  targets=$(cd tests && find . -name '*_test.cpp' ! -path './programs/*' | grep -E "$2" | sed 's|^\./cuda/|cuda_|; s|.*/||; s|\.cpp$||' | sort)
   if ! { cmake --preset "$1" -B "$folder" -DDFLASH_EXAMPLES=OFF &&
     cmake --build "$folder" --target $targets; } >build/sanitize.log 2>&1; then
     tail -40 build/sanitize.log
@@ -121,13 +121,13 @@ sanitized() { # preset, pattern of tests
   for test in $targets; do check "$test under $1" "$folder/tests/$test"; done
 }
 
-if $all; then readers='.'; else readers='/(io|text|data)/|tests_of_files'; fi
-stage "address and undefined-behaviour sanitizers: readers of files" 6
+if $all; then readers='.'; else readers='/(io|text|data|cuda)/|tests_of_files'; fi
+stage "address and undefined-behaviour sanitizers: readers of files, kernels" 6
 sanitized sanitize "$readers"
 took
 
-if $all; then threads='.'; else threads='thread|communicator'; fi
-stage "thread sanitizer: threads and ranks" 3
+if $all; then threads='.'; else threads='thread|communicator|/cuda/'; fi
+stage "thread sanitizer: threads, ranks and kernels" 3
 sanitized sanitize-thread "$threads"
 took
 

@@ -14,12 +14,12 @@ struct bfloat16 {
   bfloat16() = default;
   /// Rounds to nearest, ties to even; NaN stays NaN.
   DFLASH_HOST_DEVICE explicit bfloat16(float x) {
-    const auto u = std::bit_cast<std::uint32_t>(x);
+    const auto u = __builtin_bit_cast(std::uint32_t, x);
     bits =
         x != x ? std::uint16_t(u >> 16 | 0x40) : std::uint16_t((u + 0x7fff + (u >> 16 & 1)) >> 16);
   }
   DFLASH_HOST_DEVICE explicit operator float() const {
-    return std::bit_cast<float>(std::uint32_t(bits) << 16);
+    return __builtin_bit_cast(float, std::uint32_t(bits) << 16);
   }
 };
 

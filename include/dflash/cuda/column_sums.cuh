@@ -1,0 +1,65 @@
+#pragma once
+
+#include <algorithm>
+
+#include "dflash/cuda/backend.hpp"
+#include "dflash/cuda/launch.cuh"
+#include "dflash/cuda/vector.cuh"
+
+namespace dflash::cuda {
+
+namespace detail {
+
+/// y(c) += sum over the parts, in double and in order.                     part (parts, C)  y (C)
+template <class Y>
+__global__ void __launch_bounds__(256)
+    add_parts_kernel(const float* part, index_t parts, index_t columns, Y* y) {
+  const index_t c = index_t(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (c >= columns) return;
+  double sum = 0;
+  for (index_t p = 0; p < parts; ++p) sum += double(part[p * columns + c]);
+  y[c] += Y(sum);
+}
+
+/// part(p, c) = sum over the rows of part p of what f adds.
+template <int width, class F>
+__global__ void __launch_bounds__(128)
+    column_parts_kernel(F f, index_t rows, index_t columns, float* part) {
+  const index_t c = (index_t(blockIdx.x) * blockDim.x + threadIdx.x) * width;
+  const index_t p = blockIdx.y, parts = gridDim.y;
+  if (c >= columns) return;
+  float sum[width] = {};
+  for (index_t n = rows * p / parts; n < rows * (p + 1) / parts; ++n)
+    f.template add<width>(n * columns + c, sum);
+  store<width>(sum, part + p * columns + c);
+}
+
+}  // namespace detail
+
+/// In how many parts sums over rows are cut: of their number alone, so that sums are the same on
+/// every device.
+inline index_t row_parts(index_t rows) { return std::clamp<index_t>(rows / 32, 1, 128); }
+
+/// y += the sum of parts.                                                  part (parts, C)  y (C)
+template <class T>
+void add_parts(CudaBackend<T>& backend, const float* part, index_t parts, index_t columns,
+               float* y) {
+  launch(backend.stream(), detail::add_parts_kernel<float>, blocks_for(columns, 256), 256u, 0, part,
+         parts, columns, y);
+}
+
+/// y(c) += sum over rows n of what f adds at place n * columns + c.
+template <class T, class F>
+void add_column_sums(CudaBackend<T>& backend, index_t rows, index_t columns, F f, float* y) {
+  if (rows == 0 || columns == 0) return;
+  const index_t parts = row_parts(rows);
+  auto part = backend.template allocate<float>(parts * columns);
+  const bool vectors = columns % wide == 0 && f.allows(wide);
+  const dim3 grid(blocks_for(columns, vectors ? 128 * wide : 128), unsigned(parts));
+  launch(backend.stream(),
+         vectors ? detail::column_parts_kernel<wide, F> : detail::column_parts_kernel<1, F>, grid,
+         128u, 0, f, rows, columns, part.data());
+  add_parts(backend, part.data(), parts, columns, y);
+}
+
+}  // namespace dflash::cuda

@@ -1,0 +1,170 @@
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "dflash/core/tensor.hpp"
+#include "dflash/cuda/backend.hpp"
+#include "dflash/cuda/launch.cuh"
+#include "dflash/cuda/rows.cuh"
+#include "dflash/cuda/vector.cuh"
+
+namespace dflash {
+
+namespace cuda::detail {
+
+/// How much of the logits exists at once: a tile of rows and words, small enough that it is still
+/// in the cache when it is read again.
+struct CrossEntropyTile {
+  index_t rows = 2048, words = 4096;
+};
+
+/// What a row has seen of its logits so far.
+struct RunningRow {
+  double sum;         // of e^(logit - top)
+  float top;          // -infinity at first
+  float label_logit;  // NaN until the label's tile
+  std::int32_t best;  // first word with the largest logit
+};
+
+inline constexpr unsigned row_threads = 256;
+inline constexpr std::size_t row_scratch = 32 * sizeof(Best);
+
+template <class Id>
+__global__ void __launch_bounds__(256)
+    begin_rows_kernel(const Id* label, index_t rows, index_t vocabulary, int* fault,
+                      RunningRow* run) {
+  const index_t n = index_t(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (n >= rows) return;
+  run[n] = {0, -INFINITY, NAN, -1};
+  if (fault != nullptr && (label[n] < 0 || label[n] >= vocabulary))
+    atomicMax(fault, int(CudaFault::label));
+}
+
+/// One block per row: logits become p = e^(logit - top), and what dx has summed is scaled to the
+/// new top. p may lie where the logits do.                      logit, p (rows, words)  dx (rows,
+/// H)
+template <class T>
+__global__ void __launch_bounds__(row_threads)
+    cross_entropy_step_kernel(const float* logit, index_t words, index_t first_word,
+                              const std::int32_t* label, RunningRow* run, T* p, float* dx,
+                              index_t dim) {
+  const index_t n = blockIdx.x;
+  const float* const row = logit + n * words;
+  const RunningRow before = run[n];
+  Best tile{0, -1};
+  for (index_t j = threadIdx.x; j < words; j += blockDim.x) tile.take(row[j], std::int32_t(j));
+  const index_t at = label[n] - first_word;
+  const bool label_is_here = at >= 0 && at < words;
+  const float label_logit = label_is_here ? row[at] : before.label_logit;
+  tile = block_best(tile, shared_memory<Best>());  // its barriers come before p overwrites logits
+
+  const float top = fmaxf(before.top, tile.value), shrink = expf(before.top - top);
+  if (top > before.top && first_word > 0)
+    for (index_t d = threadIdx.x; d < dim; d += blockDim.x) dx[n * dim + d] *= shrink;
+  float sum = 0;
+  for (index_t j = threadIdx.x; j < words; j += blockDim.x) {
+    const float e = expf(row[j] - top);
+    store(e, p + n * words + j);
+    sum += e;
+  }
+  sum = block_sum(sum, shared_memory<float>());
+  if (threadIdx.x == 0)
+    run[n] = {before.sum * double(shrink) + double(sum), top, label_logit,
+              top > before.top ? std::int32_t(first_word) + tile.index : before.best};
+}
+
+/// One block per row: dx = share of the sum less the label's row of w, and what is said of the row.
+template <class T>
+__global__ void __launch_bounds__(row_threads)
+    cross_entropy_finish_kernel(const RunningRow* run, const std::int32_t* label, const float* sum,
+                                const T* w, index_t vocabulary, index_t dim, float* nll,
+                                std::uint8_t* correct, T* dx) {
+  const index_t n = blockIdx.x;
+  const RunningRow row = run[n];
+  const std::int32_t word = label[n];
+  const bool known = word >= 0 && word < vocabulary;
+  const float share = float(1 / row.sum);
+  for (index_t d = threadIdx.x; d < dim; d += blockDim.x)
+    store(sum[n * dim + d] * share - (known ? to_float(w[word * dim + d]) : 0.0f),
+          dx + n * dim + d);
+  if (threadIdx.x == 0) {
+    nll[n] = float(log(row.sum) + (double(row.top) - double(row.label_logit)));
+    correct[n] = row.best == word;
+  }
+}
+
+/// Runs over all logits x w^T, tile by tile, and calls finish(rows, run, sum) for each share of the
+/// rows: sum of e^(logit - top) w, null if there are no words.  x (R, H)  w (V, H)  label (R)
+template <class T, class Finish>
+void run_over_logits(CudaBackend<T>& backend, In<T, 2> x, In<T, 2> w,
+                     View<const std::int32_t, 1> label, int* fault, CrossEntropyTile tile,
+                     Finish finish) {
+  const index_t rows = x.shape[0], dim = x.shape[1], vocabulary = w.shape[0];
+  const index_t share = std::min(rows, tile.rows), most = std::min(vocabulary, tile.words);
+  auto run = backend.template allocate<RunningRow>(share);
+  auto logits = backend.template allocate<float>(share * most);
+  auto sums = backend.template allocate<float>(share * dim);
+  constexpr bool narrow = !std::is_same_v<T, float>;
+  auto narrow_p = backend.template allocate<T>(narrow ? share * most : 0);
+  T* p = narrow_p.data();
+  if constexpr (!narrow) p = logits.data();
+  for (index_t first_row = 0; first_row < rows; first_row += share) {
+    const Range r{first_row, std::min(rows, first_row + share)};
+    const std::int32_t* const labels = label.data + r.begin;
+    launch(backend.stream(), begin_rows_kernel<std::int32_t>, blocks_for(r.size(), 256), 256u, 0,
+           labels, r.size(), vocabulary, fault, run.data());
+    for (index_t first = 0; first < vocabulary; first += most) {
+      const index_t words = std::min(most, vocabulary - first);
+      const T* const some = w.data + first * dim;
+      backend.gemm().multiply({.rows = r.size(),
+                               .columns = words,
+                               .depth = dim,
+                               .a_transposed = false,
+                               .b_transposed = true,
+                               .add = false},
+                              x.rows(r).data, some, logits.data());
+      launch(backend.stream(), cross_entropy_step_kernel<T>, unsigned(r.size()), row_threads,
+             row_scratch, logits.data(), words, first, labels, run.data(), p, sums.data(), dim);
+      backend.gemm().multiply({.rows = r.size(),
+                               .columns = dim,
+                               .depth = words,
+                               .a_transposed = false,
+                               .b_transposed = false,
+                               .add = first > 0},
+                              static_cast<const T*>(p), some, sums.data());
+    }
+    finish(r, run.data(), vocabulary > 0 ? sums.data() : nullptr);
+  }
+}
+
+template <class T>
+void linear_cross_entropy(CudaBackend<T>& backend, In<T, 2> x, In<T, 2> w,
+                          View<const std::int32_t, 1> label, Out<float, 1> nll,
+                          View<std::uint8_t, 1> correct, Out<T, 2> dx, CrossEntropyTile tile) {
+  const index_t rows = x.shape[0], dim = x.shape[1], vocabulary = w.shape[0];
+  expects(w.shape[1] == dim && label.shape[0] == rows && nll.shape[0] == rows &&
+              correct.shape[0] == rows && dx.shape[0] == rows && dx.shape[1] == dim,
+          "linear_cross_entropy: shapes differ");
+  expects(rows == 0 || vocabulary > 0, "linear_cross_entropy: the head has no words");
+  run_over_logits(backend, x, w, label, backend.fault(), tile,
+                  [&](Range r, const RunningRow* run, const float* sum) {
+                    launch(backend.stream(), cross_entropy_finish_kernel<T>, unsigned(r.size()),
+                           row_threads, 0, run, label.data + r.begin, sum, w.data, vocabulary, dim,
+                           nll.data + r.begin, correct.data + r.begin, dx.rows(r).data);
+                  });
+}
+
+}  // namespace cuda::detail
+
+/// Of each row nll = -log softmax(x w^T)[label], whether the label is the first largest logit, and
+/// dx = d nll / dx (written). A label that is not a row of w makes the next download or synchronize
+/// throw.                                       x, dx (R, H)  w (V, H)  label, nll, correct (R)
+template <class T>
+void linear_cross_entropy(CudaBackend<T>& backend, In<T, 2> x, In<T, 2> w,
+                          View<const std::int32_t, 1> label, Out<float, 1> nll,
+                          View<std::uint8_t, 1> correct, Out<T, 2> dx) {
+  cuda::detail::linear_cross_entropy<T>(backend, x, w, label, nll, correct, dx, {});
+}
+
+}  // namespace dflash
