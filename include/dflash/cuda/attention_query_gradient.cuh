@@ -1,0 +1,143 @@
+#pragma once
+
+#include "dflash/core/attention_rule.hpp"
+#include "dflash/cuda/attention_tile.cuh"
+#include "dflash/cuda/fragments.cuh"
+
+namespace dflash::cuda {
+
+/// How the gradient of the queries is cut, for a head of up to D elements.
+template <int D>
+struct QueryGradientCut {
+  static constexpr int row_tiles = D > 128 ? 1 : 2, warps = 4, threads = warps * warp_size;
+  static constexpr int warp_rows = 16 * row_tiles, rows = warps * warp_rows;
+  static constexpr int keys = 32;
+
+  struct Stage {
+    bfloat16 k[keys * tile_stride<D>], v[keys * tile_stride<D>];
+  };
+  struct Shared {
+    union {
+      struct {
+        alignas(128) bfloat16 q[rows * tile_stride<D>], dy[rows * tile_stride<D>];
+      };
+      float dq[rows * tile_stride<D>];  // once q and dy are done with
+    };
+    Stage stage[2];
+    float lse[rows], delta[rows];
+    TileKeys<rows> tile;
+    KeyTiles<keys> tiles;
+    WarpKeys warp_keys[warps][2];
+  };
+};
+
+/// p becomes the probability 2^(scale (score - lse)), and dp becomes p (dp - delta), both 0 where
+/// the row does not see the key.
+template <int M, int N>
+__device__ __forceinline__ void softmax_backward(Accumulator<M, N>& p, Accumulator<M, N>& dp,
+                                                 float scale, const float* row_lse,
+                                                 const float* row_delta, const SeenKeys* warp_rows,
+                                                 const KeyTile& tile, bool all_seen) {
+  const int row = lane_index() / 4, column = lane_index() % 4 * 2;
+#pragma unroll
+  for (int m = 0; m < M; ++m)
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int r = m * 16 + half * 8 + row;
+      const float lse = row_lse[r], delta = row_delta[r];
+      int begin = 0, end = N * 8;
+      if (!all_seen) {
+        const KeyRange seen = warp_rows[r].of(tile.own);
+        begin = seen.begin - tile.start;
+        end = min(seen.end, tile.stop) - tile.start;
+      }
+#pragma unroll
+      for (int n = 0; n < N; ++n)
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const int j = n * 8 + column + i;
+          const bool here = all_seen || (j >= begin && j < end);
+          float& s = p[m][n][half * 2 + i];
+          float& d = dp[m][n][half * 2 + i];
+          s = here ? exp2_fast(s * scale - lse) : 0;
+          d = here ? s * (d - delta) : 0;
+        }
+    }
+}
+
+/// dq += scale (p (dy v^T - delta)) k: one block per tile of query rows and key/value head, over
+/// the keys that the tile sees.
+template <int D>
+__global__ void __launch_bounds__(QueryGradientCut<D>::threads, 2)
+    attention_query_gradient_kernel(AttentionShape a, const bfloat16* q,
+                                    KeyValue<const bfloat16> kv, const float* lse,
+                                    const float* delta, const bfloat16* dy, bfloat16* dq) {
+  using Cut = QueryGradientCut<D>;
+  constexpr int M = Cut::row_tiles, N = Cut::keys / 8;
+  auto& shared = *shared_memory<typename Cut::Shared>();
+  const int kv_head = int(blockIdx.y), begin = int(gridDim.x - 1 - blockIdx.x) * Cut::rows;
+  const QueryTile tile(a, kv_head, begin, Cut::rows);
+  if (tile.size <= 0) return;
+  const int warp = int(threadIdx.x) / warp_size, first = warp * Cut::warp_rows;
+
+  shared.tile.fill(a, tile);
+  const auto load_rows = [&](bfloat16* to, const bfloat16* from) {
+    load_tile<Cut::rows, D, Cut::threads>(to, a.dim, a.vectors, [&](int i) {
+      return i < tile.size ? from + tile.source(i) * a.dim : nullptr;
+    });
+  };
+  load_rows(shared.q, q);
+  load_rows(shared.dy, dy);
+  if (const int i = int(threadIdx.x); i < Cut::rows) {
+    const index_t at = tile.source(min(i, tile.size - 1));
+    shared.lse[i] = lse[at] * log2_e;
+    shared.delta[i] = delta[at];
+  }
+  __syncthreads();
+  if (warp == 0) shared.tiles.start(shared.tile);
+  fill_warp_keys(shared.warp_keys[warp], shared.tile.seen + first, Cut::warp_rows);
+  __syncthreads();
+
+  const auto load = [&](int at, const KeyTile& t) {
+    if (t.exists()) {
+      load_keys<Cut::keys, D, Cut::threads>(shared.stage[at].k, a, kv_head, t,
+                                            t.own ? kv.k_block.data : kv.k_context.data);
+      load_keys<Cut::keys, D, Cut::threads>(shared.stage[at].v, a, kv_head, t,
+                                            t.own ? kv.v_block.data : kv.v_context.data);
+    }
+    copy_async_commit();
+  };
+  Accumulator<M, D / 8> sum;
+  clear<M, D / 8>(sum);
+  const float scale = a.scale * log2_e;
+  load(0, shared.tiles[0]);
+  for (int turn = 0; shared.tiles[turn].exists(); ++turn) {
+    copy_async_wait<0>();
+    __syncthreads();
+    load((turn + 1) % 2, shared.tiles[turn + 1]);
+    if (warp == turn % Cut::warps) shared.tiles.find(turn + 2, shared.tile);
+    const KeyTile& now = shared.tiles[turn];
+    const WarpKeys& keys = shared.warp_keys[warp][now.own ? 1 : 0];
+    if (!keys.sees(now)) continue;
+    const auto& stage = shared.stage[turn % 2];
+    Accumulator<M, N> p, dp;
+    clear<M, N>(p);
+    clear<M, N>(dp);
+    multiply_rows<D, M, N>(p, shared.q + first * tile_stride<D>, stage.k);
+    multiply_rows<D, M, N>(dp, shared.dy + first * tile_stride<D>, stage.v);
+    softmax_backward<M, N>(p, dp, scale, shared.lse + first, shared.delta + first,
+                           shared.tile.seen + first, now, keys.sees_all(now, Cut::keys));
+    std::uint32_t ds[M][N / 2][4];
+    round_to_left<M, N>(dp, ds);
+    multiply_columns<D, M, N / 2, D / 8>(sum, ds, stage.k);
+  }
+  copy_async_wait<0>();
+  __syncthreads();
+  lay_out<D, M, D / 8>(sum, shared.dq + first * tile_stride<D>);
+  __syncthreads();
+  add_tile<Cut::rows, D, Cut::threads>(
+      shared.dq, tile_stride<D>, a.dim, a.vectors, a.scale,
+      [&](int i) { return i < tile.size ? dq + tile.source(i) * a.dim : nullptr; });
+}
+
+}  // namespace dflash::cuda

@@ -1,0 +1,270 @@
+#pragma once
+
+#include <climits>
+#include <type_traits>
+
+#include "dflash/core/bfloat16.hpp"
+#include "dflash/cuda/attention_plan.cuh"
+#include "dflash/cuda/fragments.cuh"
+#include "dflash/cuda/warp.cuh"
+
+namespace dflash::cuda {
+
+inline constexpr float log2_e = 1.4426950408889634f;
+
+/// Calls f with the head size that a kernel is compiled for and that holds `dim`, as a type.
+template <class F>
+void with_head_size(int dim, F&& f) {
+  if (dim <= 64) return f(std::integral_constant<int, 64>());
+  if (dim <= 96) return f(std::integral_constant<int, 96>());
+  if (dim <= 128) return f(std::integral_constant<int, 128>());
+  f(std::integral_constant<int, 256>());
+}
+
+/// Neighbouring (query row, head) pairs of those heads that share one key/value head, ordered by
+/// row, then head: keys and values are loaded once for all heads of the group.
+struct QueryTile {
+  int head, heads;  // the first of the group's heads here, and how many
+  int row, rest;    // the tile's first pair: its query row and head - `head`
+  int size;         // pairs
+  int all_heads;    // of q
+  float inverse;
+
+  __device__ QueryTile(const AttentionShape& a, int kv_head, int begin, int most)
+      : all_heads(a.heads) {
+    const int start = (a.first_head / a.group + kv_head) * a.group - a.first_head;
+    head = max(start, 0);
+    heads = min(start + a.group, a.heads) - head;
+    inverse = 1.0f / float(heads);
+    row = begin / heads;
+    rest = begin - row * heads;
+    size = min(most, a.rows() * heads - begin);
+  }
+  /// The query row of pair i. Exact: the argument is at least 1 / (2 heads) away from an integer.
+  __device__ int row_of(int i) const { return row + int((float(rest + i) + 0.5f) * inverse); }
+  /// Which of all (query row, head) pair i is.
+  __device__ index_t source(int i) const {
+    const int r = row_of(i);
+    return index_t(r) * all_heads + head + rest + i - (r - row) * heads;
+  }
+};
+
+/// Keys [start, start + tile size) of one source; those outside [first, stop) are taken as zeros
+/// and seen by no row.
+struct KeyTile {
+  int start, first, stop;
+  bool own;
+
+  __device__ bool exists() const { return start < stop; }
+};
+
+__device__ __forceinline__ int warp_min(int x) { return __reduce_min_sync(whole_warp, x); }
+__device__ __forceinline__ int warp_max(int x) { return __reduce_max_sync(whole_warp, x); }
+
+/// Begins to load the keys or values of a tile, of one head.
+template <int Keys, int D, int Threads>
+__device__ __forceinline__ void load_keys(bfloat16* to, const AttentionShape& a, int kv_head,
+                                          const KeyTile& t, const bfloat16* from) {
+  from += (index_t(t.start) * a.kv_heads + kv_head) * a.dim;
+  const int step = a.kv_heads * a.dim, first = t.first - t.start, stop = t.stop - t.start;
+  load_tile<Keys, D, Threads>(to, a.dim, a.vectors, [=](int i) {
+    return i >= first && i < stop ? from + index_t(i) * step : nullptr;
+  });
+}
+
+/// What the rows of a query tile see, in shared memory. Rows behind the last repeat it: nothing of
+/// them is written, and they make no tile partly visible.
+template <int Rows>
+struct TileKeys {
+  SeenKeys seen[Rows];
+  BlockKeys blocks[Rows];  // of the tile's blocks
+  int block_count;
+
+  /// Every thread of the block calls it; a barrier must follow.
+  __device__ void fill(const AttentionShape& a, const QueryTile& tile) {
+    for (int i = int(threadIdx.x); i < Rows; i += int(blockDim.x))
+      seen[i] = a.seen[tile.row_of(min(i, tile.size - 1))];
+    const int first = tile.row / a.block_size, last = tile.row_of(tile.size - 1) / a.block_size;
+    for (int i = int(threadIdx.x); i <= last - first; i += int(blockDim.x))
+      blocks[i] = a.blocks[first + i];
+    if (threadIdx.x == 0) block_count = last - first + 1;
+  }
+};
+
+/// Which keys of one source some row of a warp sees, [any_begin, any_end), and which all do.
+struct WarpKeys {
+  int any_begin, any_end, all_begin, all_end;
+
+  __device__ bool sees(const KeyTile& t) const { return any_begin < t.stop && t.start < any_end; }
+  /// No key of the tile is hidden from a row.
+  __device__ bool sees_all(const KeyTile& t, int keys) const {
+    return all_begin <= t.start && all_end >= t.start + keys && t.stop == t.start + keys;
+  }
+};
+
+/// The same in every lane of a warp that calls it together.
+__device__ __forceinline__ WarpKeys keys_of_rows(const SeenKeys* seen, int rows, bool own) {
+  WarpKeys k{INT_MAX, INT_MIN, INT_MIN, INT_MAX};
+  for (int i = int(threadIdx.x) % warp_size; i < rows; i += warp_size) {
+    const auto [begin, end] = seen[i].of(own);
+    k.all_begin = max(k.all_begin, begin);
+    k.all_end = min(k.all_end, end);
+    if (begin >= end) continue;
+    k.any_begin = min(k.any_begin, begin);
+    k.any_end = max(k.any_end, end);
+  }
+  return {warp_min(k.any_begin), warp_max(k.any_end), warp_max(k.all_begin), warp_min(k.all_end)};
+}
+
+/// keys_of_rows of a warp's rows: of the context, and of the blocks' own.
+__device__ __forceinline__ void fill_warp_keys(WarpKeys (&to)[2], const SeenKeys* seen, int rows) {
+  for (int own = 0; own < 2; ++own) {
+    const WarpKeys keys = keys_of_rows(seen, rows, own != 0);
+    if (threadIdx.x % warp_size == 0) to[own] = keys;
+  }
+  __syncwarp();
+}
+
+/// The tiles of `Keys` keys that some row of a query tile sees, one after the other: first the
+/// context, then the blocks' own. Lives in shared memory: the warps read tile `turn` and the next
+/// while one of them finds the one after.
+template <int Keys>
+class KeyTiles {
+ public:
+  /// Called by one warp; a barrier must follow.
+  template <int Rows>
+  __device__ void start(const TileKeys<Rows>& rows) {
+    const WarpKeys own = keys_of_rows(rows.seen, Rows, true);
+    if (threadIdx.x % warp_size == 0) {
+      from_ = INT_MIN;
+      own_from_ = own.any_begin;
+      own_end_ = own.any_end;
+      context_left_ = true;
+    }
+    __syncwarp();
+    find(0, rows);
+    find(1, rows);
+  }
+
+  /// Finds tile number `turn`; called by one warp, in order.
+  template <int Rows>
+  __device__ void find(int turn, const TileKeys<Rows>& rows) {
+    KeyTile tile = {};
+    if (context_left_) tile = next_context(rows);
+    const bool own = !tile.exists() && own_from_ < own_end_;
+    if (own) tile = {own_from_, own_from_, min(own_from_ + Keys, own_end_), true};
+    __syncwarp();
+    if (threadIdx.x % warp_size == 0) {
+      tiles_[turn % 3] = tile;
+      context_left_ = tile.exists() && !tile.own;
+      if (context_left_)
+        from_ = tile.stop;
+      else
+        own_from_ += own ? Keys : 0;
+    }
+    __syncwarp();
+  }
+
+  /// Tile number `turn`: the one at work, or the next.
+  __device__ const KeyTile& operator[](int turn) const { return tiles_[turn % 3]; }
+
+ private:
+  template <int Rows>
+  __device__ KeyTile next_context(const TileKeys<Rows>& rows) const {
+    const int from = from_;
+    int start = INT_MAX;
+    for_each(rows, [&](BlockKeys b) {
+      if (b.sees(from, INT_MAX)) start = min(start, max(from, aligned(b)));
+    });
+    start = warp_min(start);
+    if (start == INT_MAX) return {};
+    int limit = start + Keys, first = limit, stop = start;
+    for_each(rows, [&](BlockKeys b) {
+      if (!b.sees(start, INT_MAX)) return;
+      const int at = aligned(b);
+      if (at > start) {
+        limit = min(limit, at);  // another sample's keys are counted from its own base
+      } else {
+        first = min(first, max(start, b.seen.begin));
+        stop = max(stop, b.seen.end);
+      }
+    });
+    stop = min(warp_min(limit), warp_max(stop));
+    return {start, warp_min(first), stop, false};
+  }
+  static __device__ int aligned(BlockKeys b) {
+    return b.base + (b.seen.begin - b.base) / Keys * Keys;
+  }
+  template <int Rows, class F>
+  static __device__ void for_each(const TileKeys<Rows>& rows, F f) {
+    for (int i = int(threadIdx.x) % warp_size; i < rows.block_count; i += warp_size)
+      f(rows.blocks[i]);
+  }
+
+  KeyTile tiles_[3];
+  int from_, own_from_, own_end_;
+  bool context_left_;
+};
+
+/// A tile of keys whose gradient one block of threads computes: of the context, in `parts` parts
+/// each, or of the blocks' own.
+struct KeyGradientTile {
+  bool own;
+  int index, part, begin, end;  // keys [begin, end)
+
+  __device__ KeyGradientTile(const AttentionShape& a, int task, int keys, int parts) {
+    const int context_tasks = (a.context_rows + keys - 1) / keys * parts;
+    own = task >= context_tasks;
+    index = own ? task - context_tasks : task / parts;
+    part = own ? 0 : task % parts;
+    begin = index * keys;
+    end = min(begin + keys, own ? (a.own_end - a.own_begin) * a.block_size : a.context_rows);
+  }
+
+  /// (query row, head) pairs of one block and key/value head.
+  static __device__ int pairs_of_block(const AttentionShape& a, int kv_head) {
+    return QueryTile(a, kv_head, 0, 0).heads * a.block_size;
+  }
+
+  /// From the first pair that sees some of the keys to behind the last, found by all threads of a
+  /// block together.
+  template <int Warps>
+  __device__ KeyRange pairs(const AttentionShape& a, int kv_head,
+                            KeyRange (&scratch)[Warps]) const {
+    const int each = pairs_of_block(a, kv_head);
+    if (own)
+      return {(a.own_begin + begin / a.block_size) * each,
+              (a.own_begin + (end - 1) / a.block_size + 1) * each};
+    KeyRange found{INT_MAX, 0};
+    for (int n = int(threadIdx.x); n < a.block_count; n += Warps * warp_size)
+      if (a.blocks[n].sees(begin, end)) {
+        found.begin = min(found.begin, n);
+        found.end = n + 1;
+      }
+    found = {warp_min(found.begin), warp_max(found.end)};
+    if (threadIdx.x % warp_size == 0) scratch[threadIdx.x / warp_size] = found;
+    __syncthreads();
+    for (const KeyRange& of_warp : scratch) {
+      found.begin = min(found.begin, of_warp.begin);
+      found.end = max(found.end, of_warp.end);
+    }
+    return found.begin < found.end ? KeyRange{found.begin * each, found.end * each}
+                                   : KeyRange{0, 0};
+  }
+
+  /// The first of the pairs from `from` on whose block sees some of the keys, found by a warp
+  /// together; pairs.end if there is none.
+  __device__ int next(const AttentionShape& a, int kv_head, KeyRange pairs, int from) const {
+    if (own) return min(from, pairs.end);
+    const int each = pairs_of_block(a, kv_head);
+    for (int n = from / each; n * each < pairs.end; n += warp_size) {
+      const int block = n + int(threadIdx.x) % warp_size;
+      const bool sees = block < a.block_count && a.blocks[block].sees(begin, end);
+      const unsigned some = __ballot_sync(whole_warp, sees);
+      if (some != 0) return min(pairs.end, max(from, (n + __ffs(int(some)) - 1) * each));
+    }
+    return pairs.end;
+  }
+};
+
+}  // namespace dflash::cuda

@@ -1,0 +1,366 @@
+#include "dflash/cuda/attention.cuh"
+
+#include <doctest/doctest.h>
+
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "cpu/support.hpp"
+#include "cuda/support.hpp"
+#include "dflash/cpu.hpp"
+#include "dflash/cuda/attention_backward.cuh"
+
+using namespace dflash;
+using namespace dflash_test;
+
+namespace {
+
+/// What attention is asked, beside numbers.
+struct Geometry {
+  index_t dim, heads;
+  HeadGroups groups;
+  index_t block_size, window, context;
+  std::vector<index_t> begin, end;
+  RingStripe stripe = {};
+  Range own_blocks = {0, -1};
+
+  index_t blocks() const { return index_t(end.size()); }
+  index_t rows() const { return blocks() * block_size; }
+  index_t kv_heads() const { return groups.kv(heads - 1) + 1; }
+  index_t context_rows() const { return stripe.local(context); }
+  index_t own_rows() const {
+    return ((own_blocks.end < 0 ? blocks() : own_blocks.end) - own_blocks.begin) * block_size;
+  }
+  double scale() const { return 1 / std::sqrt(double(dim)); }
+};
+
+/// Every tensor of attention, forward and backward, on the host.
+template <class T>
+struct Numbers {
+  std::vector<T> q, y, dy, dq, kc, vc, kb, vb, dkc, dvc, dkb, dvb;
+
+  explicit Numbers(const Geometry& g) {
+    const index_t queries = g.rows() * g.heads * g.dim, context = g.context_rows() * key_step(g),
+                  own = g.own_rows() * key_step(g);
+    q = numbers(queries, 1), dy = numbers(queries, 2), dq = numbers(queries, 3);
+    y.assign(q.size(), T(7));
+    kc = numbers(context, 4), vc = numbers(context, 5), dkc = numbers(context, 6);
+    dvc = numbers(context, 7);
+    kb = numbers(own, 8), vb = numbers(own, 9), dkb = numbers(own, 10), dvb = numbers(own, 11);
+  }
+  /// The same in another type, exactly.
+  template <class U>
+  Numbers(const Geometry& g, const Numbers<U>& o) : Numbers(g) {
+    const auto convert = [](const std::vector<U>& from, std::vector<T>& to) {
+      for (std::size_t i = 0; i < from.size(); ++i) to[i] = T(float(from[i]));
+    };
+    convert(o.q, q), convert(o.dy, dy), convert(o.dq, dq), convert(o.kc, kc), convert(o.vc, vc);
+    convert(o.kb, kb), convert(o.vb, vb), convert(o.dkc, dkc), convert(o.dvc, dvc);
+    convert(o.dkb, dkb), convert(o.dvb, dvb);
+  }
+
+ private:
+  static index_t key_step(const Geometry& g) { return g.kv_heads() * g.dim; }
+  static std::vector<T> numbers(index_t n, std::uint64_t key) {
+    std::vector<T> x;
+    for (float v : random<float>(n, key)) x.push_back(T(float(bfloat16(v))));
+    return x;
+  }
+};
+
+/// Runs attention of any backend on a copy of the numbers, as its memory wants it.
+template <class B>
+class Run {
+ public:
+  using T = typename B::value_type;
+  using A = typename B::accumulator_type;
+
+  Run(B& backend, const Geometry& g, const Numbers<T>& x)
+      : backend_(backend),
+        g_(g),
+        begin_(uploaded(backend, g.begin.data(), g.blocks())),
+        end_(uploaded(backend, g.end.data(), g.blocks())),
+        lse_(backend, {g.rows() * g.heads}),
+        delta_(backend, {g.rows() * g.heads}) {
+    for (auto* from :
+         {&x.q, &x.y, &x.dy, &x.dq, &x.kc, &x.vc, &x.kb, &x.vb, &x.dkc, &x.dvc, &x.dkb, &x.dvb})
+      tensors_.push_back(uploaded(backend, from->data(), index_t(from->size())));
+  }
+
+  void forward() { attention(backend_, queries(0), keys(4), rule(), queries(1), rows(lse_)); }
+  void backward() {
+    attention_backward(backend_, queries(0), keys(4), rule(), rows(lse_), rows(delta_), queries(2),
+                       queries(3), keys(8));
+  }
+  void set(const std::vector<double>& lse, const std::vector<double>& delta) {
+    const std::vector<A> l(lse.begin(), lse.end()), d(delta.begin(), delta.end());
+    backend_.upload(l.data(), lse_.view().data, index_t(l.size()));
+    backend_.upload(d.data(), delta_.view().data, index_t(d.size()));
+  }
+
+  std::vector<double> lse() { return wide(host(lse_)); }
+  /// 1: y, 3: dq, 8..11: dk and dv of the context, of the blocks.
+  std::vector<T> bits(std::size_t which) { return host(tensors_[which]); }
+  std::vector<double> result(std::size_t which) { return wide(bits(which)); }
+  static constexpr std::size_t gradients[] = {3, 8, 9, 10, 11};
+
+ private:
+  template <class U>
+  std::vector<U> host(Tensor<B, U, 1>& x) {
+    std::vector<U> to(at(x.size()));
+    backend_.download(x.view().data, to.data(), x.size());
+    return to;
+  }
+  template <class U>
+  static std::vector<double> wide(const std::vector<U>& x) {
+    std::vector<double> to;
+    for (U v : x)
+      if constexpr (std::is_same_v<U, bfloat16>)
+        to.push_back(double(float(v)));
+      else
+        to.push_back(double(v));
+    return to;
+  }
+  AttentionRule rule() {
+    AttentionRule r;
+    r.mask = {begin_.view(), end_.view(), g_.block_size, g_.window,
+              g_.context,    g_.stripe,   g_.own_blocks};
+    r.heads = g_.groups;
+    r.scale = g_.scale();
+    return r;
+  }
+  View<T, 3> queries(std::size_t which) {
+    return reshape<3>(tensors_[which].view(), {g_.rows(), g_.heads, g_.dim});
+  }
+  View<A, 2> rows(Tensor<B, A, 1>& x) { return reshape<2>(x.view(), {g_.rows(), g_.heads}); }
+  KeyValue<T> keys(std::size_t first) {
+    const auto of = [&](std::size_t which, index_t n) {
+      return reshape<3>(tensors_[which].view(), {n, g_.kv_heads(), g_.dim});
+    };
+    return {of(first, g_.context_rows()), of(first + 1, g_.context_rows()),
+            of(first + 2, g_.own_rows()), of(first + 3, g_.own_rows())};
+  }
+
+  B& backend_;
+  Geometry g_;
+  Tensor<B, index_t, 1> begin_, end_;
+  Tensor<B, A, 1> lse_, delta_;
+  std::vector<Tensor<B, T, 1>> tensors_;
+};
+
+/// The CPU's results in double, from the same numbers.
+struct Expected {
+  std::vector<double> y, lse, delta;
+  std::vector<std::vector<double>> gradients;
+
+  template <class T>
+  Expected(const Geometry& g, const Numbers<T>& x) {
+    CpuBackend<double> backend;
+    Run<CpuBackend<double>> run(backend, g, Numbers<double>(g, x));
+    run.forward();
+    y = run.result(1), lse = run.lse();
+    delta.resize(lse.size());
+    for (std::size_t i = 0; i < y.size(); ++i)
+      delta[i / at(g.dim)] += y[i] * double(float(x.dy[i]));
+    run.set(lse, delta);
+    run.backward();
+    for (std::size_t which : run.gradients) gradients.push_back(run.result(which));
+  }
+};
+
+/// |a - b| / |b|, the Euclidean norms.
+double relative(const std::vector<double>& a, const std::vector<double>& b) {
+  double error = 0, size = 1e-30;
+  REQUIRE(a.size() == b.size());
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    error += (a[i] - b[i]) * (a[i] - b[i]);
+    size += b[i] * b[i];
+  }
+  return std::sqrt(error / size);
+}
+
+/// Equal infinities, and finite numbers no further apart than `tolerance`.
+bool close(const std::vector<double>& a, const std::vector<double>& b, double tolerance) {
+  for (std::size_t i = 0; i < a.size(); ++i)
+    if (!(a[i] == b[i] || std::abs(a[i] - b[i]) <= tolerance)) return false;
+  return a.size() == b.size();
+}
+
+/// In bfloat16 a probability, a score's gradient and a result are each off by up to 2^-9 of itself,
+/// in any direction: a sum of many by less than 2^-8, and the gradients, which multiply two rounded
+/// numbers, by less than 2^-7. Scores and sums are float: lse is as exact as in float.
+template <class T>
+struct Tolerance {
+  static constexpr double y = 1e-6, lse = 4e-6, gradient = 2e-5;
+};
+template <>
+struct Tolerance<bfloat16> {
+  static constexpr double y = 0x1p-8, lse = 1e-5, gradient = 0x1p-8;
+};
+
+std::vector<Geometry> geometries() {
+  return {
+      {64, 2, {1, 0}, 4, 0, 20, {0, 0, 0}, {3, 9, 20}},
+      {16, 6, {3, 0}, 5, 0, 300, {0, 0, 0, 170, 170}, {1, 64, 170, 170, 299}},  // an empty range
+      {96, 3, {2, 1}, 3, 0, 90, {0, 10, 10}, {10, 10, 90}},                     // heads 1..3 of 4
+      {5, 4, {2, 0}, 7, 6, 150, {0, 0, 0, 80}, {2, 40, 80, 150}},
+      {128, 4, {4, 0}, 16, 70, 400, {0, 0, 150, 150}, {100, 150, 300, 400}},
+      {256, 2, {2, 0}, 1, 0, 130, {0, 0, 100, 100}, {0, 100, 100, 129}},
+      {72, 1, {1, 0}, 70, 0, 9, {0, 2}, {2, 9}},
+      {128, 8, {4, 2}, 3, 0, 140, {0, 0, 60, 60}, {31, 60, 100, 140}, {2, 1}, {1, 3}},
+      {40, 5, {2, 1}, 6, 9, 260, {0, 0, 200, 200}, {64, 131, 200, 260}, {3, 0}, {0, 0}},
+      {64, 4, {2, 0}, 8, 0, 200, {120, 0, 0, 120}, {190, 70, 5, 150}},  // in no order
+      {192, 2, {2, 0}, 6, 0, 70, {0, 0}, {33, 70}},
+  };
+}
+
+}  // namespace
+
+TEST_CASE_TEMPLATE("attention is that of the CPU", T, float, bfloat16) {
+  CudaBackend<T> backend;
+  for (const Geometry& g : geometries()) {
+    CAPTURE(g.dim);
+    CAPTURE(g.block_size);
+    Numbers<T> x(g);
+    for (auto* gradient : {&x.dq, &x.dkc, &x.dvc, &x.dkb, &x.dvb})
+      gradient->assign(gradient->size(), T(0.0f));
+    const Expected expected(g, x);
+    Run<CudaBackend<T>> run(backend, g, x);
+    run.forward();
+    CHECK(relative(run.result(1), expected.y) < Tolerance<T>::y);
+    CHECK(close(run.lse(), expected.lse, Tolerance<T>::lse));
+    run.set(expected.lse, expected.delta);
+    run.backward();
+    for (std::size_t i = 0; i < expected.gradients.size(); ++i) {
+      CAPTURE(i);
+      CHECK(relative(run.result(run.gradients[i]), expected.gradients[i]) < Tolerance<T>::gradient);
+    }
+  }
+}
+
+TEST_CASE_TEMPLATE("attention's backward adds", T, float, bfloat16) {
+  CudaBackend<T> backend;
+  for (const Geometry& g : {geometries()[3], geometries()[4], geometries()[7]}) {
+    CAPTURE(g.dim);
+    const Numbers<T> x(g);
+    const Expected expected(g, x);
+    Run<CudaBackend<T>> run(backend, g, x);
+    run.set(expected.lse, expected.delta);
+    run.backward();
+    for (std::size_t i = 0; i < expected.gradients.size(); ++i)
+      CHECK(relative(run.result(run.gradients[i]), expected.gradients[i]) < Tolerance<T>::gradient);
+  }
+}
+
+TEST_CASE_TEMPLATE("the order of threads and blocks changes no bit of attention", T, float,
+                   bfloat16) {
+  const Geometry g = geometries()[4];
+  const Numbers<T> x(g);
+  CudaBackend<T> backend;
+  std::vector<std::vector<T>> first;
+  for (int turn = 0; turn < 3; ++turn) {
+    shuffle_threads(turn);
+    Run<CudaBackend<T>> run(backend, g, x);
+    run.forward();
+    run.set(Expected(g, x).lse, Expected(g, x).delta);
+    run.backward();
+    std::vector<std::vector<T>> now{run.bits(1)};
+    for (std::size_t which : run.gradients) now.push_back(run.bits(which));
+    if (turn == 0) first = now;
+    for (std::size_t i = 0; i < now.size(); ++i) CHECK(same_bits(now[i], first[i]));
+  }
+}
+
+TEST_CASE_TEMPLATE("a block's output does not depend on its neighbours or its place in the pack", T,
+                   float, bfloat16) {
+  CudaBackend<T> backend;
+  const Geometry g{128, 4, {2, 0}, 16, 0, 300, {0, 0, 130, 130}, {77, 130, 170, 300}};
+  const Numbers<T> x(g);
+  Run<CudaBackend<T>> all(backend, g, x);
+  all.forward();
+  for (std::size_t n = 0; n < 4; ++n) {
+    const index_t begin = g.begin[n], end = g.end[n], first = index_t(n) * 16, last = first + 16;
+    const Geometry alone{128, 4, {2, 0}, 16, 0, end - begin, {0}, {end - begin}};
+    const auto cut = [](const std::vector<T>& from, index_t step, index_t a, index_t b) {
+      return std::vector<T>(from.begin() + a * step, from.begin() + b * step);
+    };
+    Numbers<T> some(alone);
+    some.q = cut(x.q, 512, first, last);
+    some.kc = cut(x.kc, 256, begin, end), some.vc = cut(x.vc, 256, begin, end);
+    some.kb = cut(x.kb, 256, first, last), some.vb = cut(x.vb, 256, first, last);
+    Run<CudaBackend<T>> run(backend, alone, some);
+    run.forward();
+    CHECK(same_bits(run.bits(1), cut(all.bits(1), 512, first, last)));
+  }
+}
+
+TEST_CASE_TEMPLATE("keys that nobody sees are not touched", T, float, bfloat16) {
+  // As on a rank of a ring that holds the own keys of no block, with stale context rows.
+  const Geometry g{64, 2, {1, 0}, 2, 0, 200, {0, 120, 120}, {0, 120, 140}, {}, {0, 0}};
+  Numbers<T> x(g);
+  const T nan(std::numeric_limits<float>::quiet_NaN());
+  for (auto* keys : {&x.kc, &x.vc})
+    for (index_t s = 0; s < 200; ++s)
+      if (s < 120 || s >= 140) std::fill_n(keys->begin() + s * 128, 128, nan);
+  CudaBackend<T> backend;
+  Run<CudaBackend<T>> run(backend, g, x);
+  run.forward();
+  const auto y = run.result(1);
+  for (std::size_t i = 0; i < y.size(); ++i) {
+    CHECK(std::isfinite(y[i]));
+    if (i < 4 * 128) CHECK(y[i] == 0);
+  }
+  const auto lse = run.lse();
+  for (std::size_t i = 0; i < 8; ++i) CHECK(lse[i] == -std::numeric_limits<double>::infinity());
+  run.set(lse, std::vector<double>(lse.size(), 0.5));
+  run.backward();
+  for (double v : run.result(3)) CHECK(std::isfinite(v));
+  const auto dk = run.bits(8), dv = run.bits(9);
+  const auto same = [](T a, T b) { return std::memcmp(&a, &b, sizeof(T)) == 0; };
+  for (index_t s = 0; s < 200; ++s) {
+    int changed_k = 0, changed_v = 0;
+    for (index_t i = s * 128; i < s * 128 + 128; ++i) {
+      changed_k += same(dk[at(i)], x.dkc[at(i)]) ? 0 : 1;
+      changed_v += same(dv[at(i)], x.dvc[at(i)]) ? 0 : 1;
+    }
+    CHECK((changed_k > 0) == (s >= 120 && s < 140));
+    CHECK((changed_v > 0) == (s >= 120 && s < 140));
+  }
+}
+
+TEST_CASE_TEMPLATE("the indices of a ring together give the whole gradient", T, float, bfloat16) {
+  const Geometry whole{64, 2, {2, 0}, 3, 0, 300, {0, 0}, {170, 300}};
+  const Numbers<T> x(whole);
+  const Expected expected(whole, x);
+  CudaBackend<T> backend;
+  for (index_t ring : {2, 3}) {
+    Numbers<T> sum = x;
+    std::vector<double> dkc(x.kc.size());
+    for (index_t index = 0; index < ring; ++index) {
+      Geometry part = whole;
+      part.stripe = {ring, index};
+      if (index > 0) part.own_blocks = {0, 0};
+      Numbers<T> here(part);
+      here.q = x.q, here.dy = x.dy, here.dq = sum.dq;
+      if (index == 0) here.kb = x.kb, here.vb = x.vb;
+      for (index_t s = 0; s < part.context_rows(); ++s) {
+        const index_t from = part.stripe.global(s) * 64;
+        std::copy_n(x.kc.begin() + from, 64, here.kc.begin() + s * 64);
+        std::copy_n(x.vc.begin() + from, 64, here.vc.begin() + s * 64);
+        std::copy_n(x.dkc.begin() + from, 64, here.dkc.begin() + s * 64);
+      }
+      Run<CudaBackend<T>> run(backend, part, here);
+      run.set(expected.lse, expected.delta);
+      run.backward();
+      sum.dq = run.bits(3);
+      const auto dk = run.result(8);
+      for (index_t s = 0; s < part.context_rows(); ++s)
+        std::copy_n(dk.begin() + s * 64, 64, dkc.begin() + part.stripe.global(s) * 64);
+    }
+    std::vector<double> dq;
+    for (T v : sum.dq) dq.push_back(double(float(v)));
+    CHECK(relative(dq, expected.gradients[0]) < Tolerance<T>::gradient);
+    CHECK(relative(dkc, expected.gradients[1]) < Tolerance<T>::gradient);
+  }
+}
