@@ -7,7 +7,6 @@
 #include <vector>
 
 #include "cpu/support.hpp"
-#include "cuda/support.hpp"
 #include "dflash/cpu.hpp"
 #include "dflash/cuda/attention_backward.cuh"
 
@@ -15,6 +14,13 @@ using namespace dflash;
 using namespace dflash_test;
 
 namespace {
+
+/// Another order of the emulated device's threads and blocks.
+void shuffle_threads([[maybe_unused]] int seed) {
+#if !defined(__CUDACC__)
+  cuda_emulation::set_seed(std::uint64_t(seed) + 1);
+#endif
+}
 
 /// What attention is asked, beside numbers.
 struct Geometry {

@@ -19,14 +19,12 @@ struct KeyGradientCut {
     float lse[queries], delta[queries];
   };
   struct Shared {
-    union {
-      struct {
-        alignas(128) bfloat16 k[keys * tile_stride<D>], v[keys * tile_stride<D>];
-      };
-      float sum[keys * tile_stride<D>];  // once k and v are done with
-    };
+    alignas(128) bfloat16 k[keys * tile_stride<D>], v[keys * tile_stride<D>];
     Stage stage[2];
     KeyRange warp_blocks[warps];
+
+    /// In the place of k and v, once they are done with.
+    __device__ float* sum() { return reinterpret_cast<float*>(k); }
   };
 };
 
@@ -120,9 +118,9 @@ __global__ void __launch_bounds__(KeyGradientCut<D>::threads, 2)
       rows(to.q, q);
       rows(to.dy, dy);
       if (const int i = int(threadIdx.x); i < queries.size) {
-        copy_async_8(&to.seen[i], &a.seen[queries.row_of(i)].of(tile.own));
-        copy_async_4(&to.lse[i], lse + queries.source(i));
-        copy_async_4(&to.delta[i], delta + queries.source(i));
+        copy_async<8>(&to.seen[i], &a.seen[queries.row_of(i)].of(tile.own));
+        copy_async<4>(&to.lse[i], lse + queries.source(i));
+        copy_async<4>(&to.delta[i], delta + queries.source(i));
       } else if (i < Cut::queries) {
         to.seen[i] = {0, 0};
         to.lse[i] = to.delta[i] = 0;
@@ -166,7 +164,7 @@ __global__ void __launch_bounds__(KeyGradientCut<D>::threads, 2)
 
 #pragma unroll
   for (int which = 0; which < 2; ++which) {
-    lay_out<D, 1, C>(which == 0 ? dk : dv, shared.sum + warp_key * tile_stride<D>);
+    lay_out<D, 1, C>(which == 0 ? dk : dv, shared.sum() + warp_key * tile_stride<D>);
     __syncthreads();
     const float times = which == 0 ? a.scale : 1;
     if (in_parts) {
@@ -174,13 +172,13 @@ __global__ void __launch_bounds__(KeyGradientCut<D>::threads, 2)
         const int r = i / Cut::columns, c = i % Cut::columns;
         if (tile.begin + r < tile.end)
           parts.at(tile.part, which, a, tile.begin + r, kv_head, D)[column + c] =
-              times * shared.sum[r * tile_stride<D> + c];
+              times * shared.sum()[r * tile_stride<D> + c];
       }
     } else {
       const View<bfloat16, 3> to = which == 0 ? (tile.own ? dkv.k_block : dkv.k_context)
                                               : (tile.own ? dkv.v_block : dkv.v_context);
       add_tile<Cut::keys, Cut::columns, Cut::threads>(
-          shared.sum, tile_stride<D>, a.dim - column, a.vectors, times, [&](int i) {
+          shared.sum(), tile_stride<D>, a.dim - column, a.vectors, times, [&](int i) {
             return tile.begin + i < tile.end
                        ? to.data + (index_t(tile.begin + i) * a.kv_heads + kv_head) * a.dim + column
                        : nullptr;

@@ -17,17 +17,15 @@ struct QueryGradientCut {
     bfloat16 k[keys * tile_stride<D>], v[keys * tile_stride<D>];
   };
   struct Shared {
-    union {
-      struct {
-        alignas(128) bfloat16 q[rows * tile_stride<D>], dy[rows * tile_stride<D>];
-      };
-      float dq[rows * tile_stride<D>];  // once q and dy are done with
-    };
+    alignas(128) bfloat16 q[rows * tile_stride<D>], dy[rows * tile_stride<D>];
     Stage stage[2];
     float lse[rows], delta[rows];
     TileKeys<rows> tile;
     KeyTiles<keys> tiles;
     WarpKeys warp_keys[warps][2];
+
+    /// In the place of q and dy, once they are done with.
+    __device__ float* dq() { return reinterpret_cast<float*>(q); }
   };
 };
 
@@ -133,10 +131,10 @@ __global__ void __launch_bounds__(QueryGradientCut<D>::threads, 2)
   }
   copy_async_wait<0>();
   __syncthreads();
-  lay_out<D, M, D / 8>(sum, shared.dq + first * tile_stride<D>);
+  lay_out<D, M, D / 8>(sum, shared.dq() + first * tile_stride<D>);
   __syncthreads();
   add_tile<Cut::rows, D, Cut::threads>(
-      shared.dq, tile_stride<D>, a.dim, a.vectors, a.scale,
+      shared.dq(), tile_stride<D>, a.dim, a.vectors, a.scale,
       [&](int i) { return i < tile.size ? dq + tile.source(i) * a.dim : nullptr; });
 }
 

@@ -58,9 +58,6 @@ struct KeyTile {
   __device__ bool exists() const { return start < stop; }
 };
 
-__device__ __forceinline__ int warp_min(int x) { return __reduce_min_sync(whole_warp, x); }
-__device__ __forceinline__ int warp_max(int x) { return __reduce_max_sync(whole_warp, x); }
-
 /// Begins to load the keys or values of a tile, of one head.
 template <int Keys, int D, int Threads>
 __device__ __forceinline__ void load_keys(bfloat16* to, const AttentionShape& a, int kv_head,

@@ -34,6 +34,15 @@ __device__ __forceinline__ void copy_async_16(void* shared, const void* global, 
       : "memory");
 }
 
+/// Begins to copy 4 or 8 bytes, both places aligned to as many.
+template <int bytes>
+__device__ __forceinline__ void copy_async(void* shared, const void* global) {
+  static_assert(bytes == 4 || bytes == 8);
+  asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(detail::shared_address(shared)),
+               "l"(global), "n"(bytes)
+               : "memory");
+}
+
 /// Closes this thread's group of copies: all that began since the last.
 __device__ __forceinline__ void copy_async_commit() {
   asm volatile("cp.async.commit_group;" ::: "memory");

@@ -27,6 +27,10 @@ __device__ __forceinline__ float warp_max(float x) {
   return x;
 }
 
+/// The smallest and the largest of a whole warp's, in every lane.
+__device__ __forceinline__ int warp_min(int x) { return __reduce_min_sync(whole_warp, x); }
+__device__ __forceinline__ int warp_max(int x) { return __reduce_max_sync(whole_warp, x); }
+
 /// The same sum in every thread of a block of whole warps, all of which call it. `scratch` holds 32
 /// numbers of shared memory that nothing else uses between two barriers.
 template <class T>

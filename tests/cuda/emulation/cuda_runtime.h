@@ -3,6 +3,7 @@
 // The emulator's counterpart of CUDA's header: found first, it lets a host compiler compile kernels
 // as they are. README.md says what is emulated.
 
+#include <algorithm>
 #include <atomic>
 #include <bit>
 #include <cmath>
@@ -70,6 +71,18 @@ inline int __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask,
 inline int __all_sync(unsigned mask, int predicate) {
   return __ballot_sync(mask, predicate) == mask;
 }
+inline int __reduce_min_sync(unsigned mask, int x) {
+  const cuda_emulation::Gathered all(mask, &x, sizeof x, "__reduce_min_sync");
+  for (unsigned l = 0; l < 32; ++l)
+    if ((mask >> l & 1) != 0) x = std::min(x, all.from<int>(l));
+  return x;
+}
+inline int __reduce_max_sync(unsigned mask, int x) {
+  const cuda_emulation::Gathered all(mask, &x, sizeof x, "__reduce_max_sync");
+  for (unsigned l = 0; l < 32; ++l)
+    if ((mask >> l & 1) != 0) x = std::max(x, all.from<int>(l));
+  return x;
+}
 
 template <class T>
 T atomicAdd(T* at, std::type_identity_t<T> value) {
@@ -93,6 +106,9 @@ template <class T>
 T __ldg(const T* at) {
   return *at;
 }
+inline int __ffs(int x) { return __builtin_ffs(x); }
+using std::max;
+using std::min;
 inline unsigned __float_as_uint(float x) { return std::bit_cast<unsigned>(x); }
 inline float __uint_as_float(unsigned x) { return std::bit_cast<float>(x); }
 inline float rsqrtf(float x) { return float(1 / std::sqrt(double(x))); }

@@ -22,6 +22,11 @@ T* shared_memory() {
 inline void copy_async_16(void* shared, const void* global, int bytes = 16) {
   cuda_emulation::copy_async(shared, global, std::size_t(bytes), std::size_t(16 - bytes));
 }
+template <int bytes>
+void copy_async(void* shared, const void* global) {
+  static_assert(bytes == 4 || bytes == 8);
+  cuda_emulation::copy_async(shared, global, bytes, 0);
+}
 inline void copy_async_commit() { cuda_emulation::commit_copies(); }
 template <int pending>
 void copy_async_wait() {
