@@ -9,6 +9,7 @@
 #include "cpu/support.hpp"
 #include "dflash/cpu.hpp"
 #include "dflash/cuda/attention_backward.cuh"
+#include "dflash/cuda/attention_hopper.cuh"
 
 using namespace dflash;
 using namespace dflash_test;
@@ -98,6 +99,14 @@ class Run {
   void backward() {
     attention_backward(backend_, queries(0), keys(4), rule(), rows(lse_), rows(delta_), queries(2),
                        queries(3), keys(8));
+  }
+  /// Forward by the kernel for Hopper.
+  template <int D>
+  void forward_on_hopper() {
+    const KeyValue<const T> kv = keys(4);
+    const cuda::AttentionPlan<T> plan(backend_, queries(0), kv, rule());
+    cuda::launch_attention_hopper<D>(backend_, plan, queries(0).data, kv, queries(1).data,
+                                     rows(lse_).data);
   }
   void set(const std::vector<double>& lse, const std::vector<double>& delta) {
     const std::vector<A> l(lse.begin(), lse.end()), d(delta.begin(), delta.end());
@@ -368,5 +377,36 @@ TEST_CASE_TEMPLATE("the indices of a ring together give the whole gradient", T, 
     for (T v : sum.dq) dq.push_back(double(float(v)));
     CHECK(relative(dq, expected.gradients[0]) < Tolerance<T>::gradient);
     CHECK(relative(dkc, expected.gradients[1]) < Tolerance<T>::gradient);
+  }
+}
+
+TEST_CASE("attention on Hopper is that of the CPU") {
+  CudaBackend<bfloat16> backend;
+  for (Geometry g : geometries()) {
+    if (g.dim > 128 || g.dim % 8 != 0) continue;
+    CAPTURE(g.dim);
+    CAPTURE(g.block_size);
+    for (bool stale : {false, true}) {  // keys that nobody sees may be no numbers
+      Numbers<bfloat16> x(g);
+      const Expected expected(g, x);
+      if (stale)
+        for (index_t s = 0; s < g.context_rows(); ++s) {
+          bool seen = false;
+          for (std::size_t n = 0; n < g.end.size(); ++n)
+            seen = seen || (s >= g.stripe.local(g.begin[n]) && s < g.stripe.local(g.end[n]));
+          const index_t step = g.kv_heads() * g.dim;
+          for (auto* keys : {&x.kc, &x.vc})
+            if (!seen)
+              std::fill_n(keys->begin() + s * step, step,
+                          bfloat16(std::numeric_limits<float>::quiet_NaN()));
+        }
+      Run<CudaBackend<bfloat16>> run(backend, g, x);
+      if (g.dim <= 64)
+        run.forward_on_hopper<64>();
+      else
+        run.forward_on_hopper<128>();
+      CHECK(relative(run.result(1), expected.y) < Tolerance<bfloat16>::y);
+      CHECK(close(run.lse(), expected.lse, Tolerance<bfloat16>::lse));
+    }
   }
 }

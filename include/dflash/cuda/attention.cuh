@@ -115,35 +115,38 @@ struct RunningSoftmax {
   }
 };
 
-/// Stores a warp's rows of the output, through its own part of a tile in shared memory.
-template <int D, int M>
-__device__ __forceinline__ void store_output(const Accumulator<M, D / 8>& y,
-                                             const float (&share)[M][2], bfloat16* staged,
-                                             const QueryTile& tile, int first, int dim,
-                                             bool vectors, bfloat16* to) {
+/// Stores a warp's rows of the output and their lse. The output goes through memory of the warp's
+/// own, Stride elements a row.
+template <int D, int M, int Stride>
+__device__ __forceinline__ void store_rows(const Accumulator<M, D / 8>& y,
+                                           const RunningSoftmax<M>& softmax, bfloat16* staged,
+                                           const QueryTile& tile, int first,
+                                           const AttentionShape& a, bfloat16* to, float* lse) {
   const int row = lane_index() / 4, column = lane_index() % 4 * 2;
-  __syncwarp();
 #pragma unroll
   for (int m = 0; m < M; ++m)
 #pragma unroll
-    for (int n = 0; n < D / 8; ++n)
+    for (int half = 0; half < 2; ++half) {
+      const float sum = softmax.sum[m][half], share = sum > 0 ? 1 / sum : 0;
+      const int i = m * 16 + half * 8 + row;
+      if (column == 0 && first + i < tile.size)
+        lse[tile.source(first + i)] = softmax.top[m][half] * a.scale + logf(sum);
 #pragma unroll
-      for (int half = 0; half < 2; ++half)
-        *reinterpret_cast<std::uint32_t*>(staged + (m * 16 + half * 8 + row) * tile_stride<D> +
-                                          n * 8 + column) =
-            pack_bfloat16(y[m][n][half * 2] * share[m][half],
-                          y[m][n][half * 2 + 1] * share[m][half]);
+      for (int n = 0; n < D / 8; ++n)
+        *reinterpret_cast<std::uint32_t*>(staged + i * Stride + n * 8 + column) =
+            pack_bfloat16(y[m][n][half * 2] * share, y[m][n][half * 2 + 1] * share);
+    }
   __syncwarp();
   constexpr int chunks = D / 8;
   for (int i = lane_index(); i < 16 * M * chunks; i += warp_size) {
     const int r = i / chunks, c = i % chunks * 8;
-    if (first + r >= tile.size || c >= dim) continue;
-    const bfloat16* const from = staged + r * tile_stride<D> + c;
-    bfloat16* const place = to + tile.source(first + r) * dim + c;
-    if (vectors)
+    if (first + r >= tile.size || c >= a.dim) continue;
+    const bfloat16* const from = staged + r * Stride + c;
+    bfloat16* const place = to + tile.source(first + r) * a.dim + c;
+    if (a.vectors)
       *reinterpret_cast<EightElements*>(place) = *reinterpret_cast<const EightElements*>(from);
     else
-      for (int j = 0; j < min(8, dim - c); ++j) place[j] = from[j];
+      for (int j = 0; j < min(8, a.dim - c); ++j) place[j] = from[j];
   }
 }
 
@@ -207,19 +210,8 @@ __global__ void __launch_bounds__(ForwardCut<D>::threads, 2)
   copy_async_wait<0>();
   __syncthreads();
   softmax.finish();
-  float share[M][2];
-#pragma unroll
-  for (int m = 0; m < M; ++m)
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const float sum = softmax.sum[m][half];
-      share[m][half] = sum > 0 ? 1 / sum : 0;
-      const int i = first + m * 16 + half * 8 + lane_index() / 4;
-      if (lane_index() % 4 == 0 && i < tile.size)
-        lse[tile.source(i)] = softmax.top[m][half] * a.scale + logf(sum);
-    }
-  store_output<D, M>(out, share, shared.q + first * tile_stride<D>, tile, first, a.dim, a.vectors,
-                     y);
+  store_rows<D, M, tile_stride<D>>(out, softmax, shared.q + first * tile_stride<D>, tile, first, a,
+                                   y, lse);
 }
 
 /// The forward kernel for heads of up to D elements.

@@ -140,6 +140,7 @@ class Block {
 
   void sync_threads(const char* file, int line);
   void sync_warp(unsigned mask, const char* what);
+  void yield(const char* what);
   Exchange* meet(unsigned mask, const void* mine, std::size_t bytes, const char* what);
   void leave(Exchange* exchange);
 
@@ -165,6 +166,7 @@ class Block {
   Thread* running_ = nullptr;
   std::exception_ptr error_;
   unsigned count_ = 0, live_ = 0, at_barrier_ = 0;
+  std::size_t yields_ = 0;  // since anybody got on
   const char* barrier_file_ = nullptr;
   int barrier_line_ = 0;
 };
@@ -245,6 +247,7 @@ void Block::resume_all() {
 }
 
 void Block::end_of_barrier() {
+  yields_ = 0;
   at_barrier_ = 0;
   for (unsigned n = 0; n < count_; ++n) {
     threads_[n]->state = State::ready;
@@ -294,6 +297,13 @@ void Block::sync_warp(unsigned mask, const char* what) {
   acquire(at);
 }
 
+void Block::yield(const char* what) {
+  if (++yields_ > std::size_t(1000) * count_)
+    throw Misuse(std::string("the block is stuck: ") + what + " waits for what does not come");
+  ready_.insert(ready_.begin(), running_);
+  running_->fiber.pause();
+}
+
 Exchange* Block::meet(unsigned mask, const void* mine, std::size_t bytes, const char* what) {
   Thread& self = *running_;
   const unsigned warp = self.number / warp_size, me = self.number % warp_size;
@@ -317,6 +327,7 @@ Exchange* Block::meet(unsigned mask, const void* mine, std::size_t bytes, const 
     throw Misuse("lanes of one warp meet in " + std::string(here->what) + " and in " + what);
   if (bytes > 0) std::memcpy(here->given[me].data(), mine, bytes);
   here->arrived |= 1u << me;
+  yields_ = 0;
   if (here->arrived != mask) {
     wait(State::in_warp);
   } else {
@@ -401,6 +412,11 @@ void sync_threads(const char* file, int line) {
 void sync_warp(unsigned mask, const char*, int) {
   const Unwatched unwatched;
   running().sync_warp(mask, "__syncwarp");
+}
+
+void yield_thread(const char* what) {
+  const Unwatched unwatched;
+  running().yield(what);
 }
 
 Gathered::Gathered(unsigned mask, const void* mine, std::size_t bytes, const char* what) {

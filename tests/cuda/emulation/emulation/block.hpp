@@ -66,6 +66,10 @@ class Gathered {
 /// The running thread's place in its warp.
 unsigned lane();
 
+/// Lets the others run first, for a thread that waits for what one of them does. Misuse if it waits
+/// for ever.
+void yield_thread(const char* what);
+
 /// Begins a copy that lands when it is waited for; until then `to` holds poison.
 void copy_async(void* to, const void* from, std::size_t bytes, std::size_t zeros);
 void commit_copies();

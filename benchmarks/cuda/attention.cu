@@ -1,0 +1,146 @@
+// Attention of a draft with the shapes of qwen3-8b: 32 query heads and 8 key/value heads of 128,
+// blocks of 16 rows, anchors spread evenly over one sample. Prints milliseconds, and TFLOP/s twice:
+// of the (query, key) pairs that a row sees, and of all that the tiles compute. Arguments: how
+// often each is timed (20).
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <vector>
+
+#include "dflash/cuda/attention.cuh"
+#include "dflash/cuda/attention_backward.cuh"
+#include "dflash/cuda/backend.hpp"
+
+namespace {
+
+using namespace dflash;
+using T = bfloat16;
+using Backend = CudaBackend<T>;
+
+constexpr index_t heads = 32, kv_heads = 8, dim = 128, block_size = 16;
+constexpr index_t block_pairs = block_size * heads / kv_heads;  // of one key/value head
+
+struct Problem {
+  Backend& backend;
+  index_t context, blocks, rows = blocks * block_size;
+  std::vector<index_t> begin = std::vector<index_t>(std::size_t(blocks), 0), end = begin;
+  Tensor<Backend, index_t, 1> device_begin, device_end;
+  Tensor<Backend, T, 3> q{backend, {rows, heads, dim}}, y{backend, {rows, heads, dim}},
+      dy{backend, {rows, heads, dim}}, dq{backend, {rows, heads, dim}};
+  Tensor<Backend, T, 3> kc{backend, {context, kv_heads, dim}},
+      vc{backend, {context, kv_heads, dim}}, dkc{backend, {context, kv_heads, dim}},
+      dvc{backend, {context, kv_heads, dim}};
+  Tensor<Backend, T, 3> kb{backend, {rows, kv_heads, dim}}, vb{backend, {rows, kv_heads, dim}},
+      dkb{backend, {rows, kv_heads, dim}}, dvb{backend, {rows, kv_heads, dim}};
+  Tensor<Backend, float, 2> lse{backend, {rows, heads}}, delta{backend, {rows, heads}};
+  AttentionRule rule;
+
+  Problem(Backend& b, index_t s, index_t n) : backend(b), context(s), blocks(n) {
+    for (index_t i = 0; i < blocks; ++i) end[std::size_t(i)] = context * (i + 1) / blocks;
+    device_begin = uploaded(backend, begin.data(), blocks);
+    device_end = uploaded(backend, end.data(), blocks);
+    rule = {{device_begin.view(), device_end.view(), block_size, 0, context},
+            {heads / kv_heads, 0},
+            1 / std::sqrt(double(dim))};
+    std::uint64_t state = 1;
+    for (auto* x : {&q, &dy, &kc, &vc, &kb, &vb, &dq, &dkc, &dvc, &dkb, &dvb}) {
+      std::vector<T> host(std::size_t(x->size()));
+      for (T& v : host) {  // uniform, of unit variance
+        state = state * 6364136223846793005u + 1442695040888963407u;
+        v = T((float(state >> 40) * 0x1p-24f - 0.5f) * 3.4641016f);
+      }
+      backend.upload(host.data(), x->view().data, x->size());
+    }
+    std::vector<float> zeros(std::size_t(delta.size()), 0.0f);
+    backend.upload(zeros.data(), delta.view().data, delta.size());
+  }
+
+  void forward() {
+    attention(backend, q.view(), KeyValue<T>{kc.view(), vc.view(), kb.view(), vb.view()}, rule,
+              y.view(), lse.view());
+  }
+  void backward() {
+    attention_backward(backend, q.view(), KeyValue<T>{kc.view(), vc.view(), kb.view(), vb.view()},
+                       rule, lse.view(), delta.view(), dy.view(), dq.view(),
+                       KeyValue<T>{dkc.view(), dvc.view(), dkb.view(), dvb.view()});
+  }
+
+  /// (query row, head, key) triples that the mask lets through.
+  double useful() const {
+    double pairs = 0;
+    for (index_t e : end) pairs += double((e + block_size) * block_size * heads);
+    return pairs;
+  }
+  /// Those that warps of `rows` (query row, head) pairs compute, in tiles of `keys`.
+  double by_rows(index_t warp_pairs, index_t block_of_threads, index_t keys) const {
+    const auto up = [](index_t n, index_t each) { return (n + each - 1) / each * each; };
+    double pairs = 0;
+    for (index_t first = 0; first < blocks * block_pairs; first += warp_pairs) {
+      const index_t n = (first + warp_pairs - 1) / block_pairs;
+      const index_t own = std::max<index_t>(1, block_of_threads / block_pairs) * block_size;
+      pairs += double((up(end[std::size_t(n)], keys) + up(std::min(own, keys), keys)) * warp_pairs);
+    }
+    return pairs * kv_heads;
+  }
+  double by_keys(index_t keys) const {
+    double pairs = 0;
+    for (index_t key = 0; key < context; key += keys)
+      for (index_t e : end)
+        if (e > key) pairs += double(keys * block_pairs);
+    pairs += double(rows) * double(keys / block_size * block_pairs);
+    return pairs * kv_heads;
+  }
+};
+
+template <class F>
+double milliseconds(Backend& backend, int times, F f) {
+  cudaEvent_t start, stop;
+  cuda_expects(cudaEventCreate(&start), "an event");
+  cuda_expects(cudaEventCreate(&stop), "an event");
+  std::vector<float> measured;
+  for (int i = 0; i < times + 3; ++i) {
+    cuda_expects(cudaEventRecord(start, backend.stream()), "an event");
+    f();
+    cuda_expects(cudaEventRecord(stop, backend.stream()), "an event");
+    cuda_expects(cudaEventSynchronize(stop), "an event");
+    float ms = 0;
+    cuda_expects(cudaEventElapsedTime(&ms, start, stop), "an event");
+    if (i >= 3) measured.push_back(ms);  // the first ones load the kernels
+  }
+  backend.synchronize();
+  cudaEventDestroy(start);
+  cudaEventDestroy(stop);
+  std::sort(measured.begin(), measured.end());
+  return double(measured[measured.size() / 2]);
+}
+
+void print(const char* what, const Problem& p, double ms, double useful, double computed) {
+  std::printf("%-9s S %6td  N %4td  %8.3f ms  %7.1f TFLOP/s useful  %7.1f computed\n", what,
+              p.context, p.blocks, ms, useful / ms * 1e-9, computed / ms * 1e-9);
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  const int times = count > 1 ? std::max(1, std::atoi(arguments[1])) : 20;
+  cudaDeviceProp properties;
+  cuda_expects(cudaGetDeviceProperties(&properties, 0), "the device");
+  std::printf("%s, median of %d\n", properties.name, times);
+  Backend backend;
+  using Forward = cuda::ForwardCut<dim>;
+  using Query = cuda::QueryGradientCut<dim>;
+  using Key = cuda::KeyGradientCut<dim>;
+  for (index_t context : {768, 3072, 32768})
+    for (index_t blocks : {256, 512}) {
+      Problem p(backend, context, blocks);
+      const double product = 2.0 * dim;  // operations of one product, per pair
+      const double forward = milliseconds(backend, times, [&] { p.forward(); });
+      print("forward", p, forward, 2 * product * p.useful(),
+            2 * product * p.by_rows(Forward::warp_rows, Forward::rows, Forward::keys));
+      const double backward = milliseconds(backend, times, [&] { p.backward(); });
+      print("backward", p, backward, 5 * product * p.useful(),
+            3 * product * p.by_rows(Query::warp_rows, Query::rows, Query::keys) +
+                4 * product * p.by_keys(Key::keys));
+    }
+}

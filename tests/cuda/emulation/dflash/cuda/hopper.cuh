@@ -1,0 +1,274 @@
+#pragma once
+
+// The emulator's counterpart of the library's dflash/cuda/hopper.cuh: the same names, the same
+// meaning. Addresses of shared memory are counted from the block's first byte. Copies land, and
+// products are computed, only when they are waited for.
+
+#include <array>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "dflash/cuda/ptx.cuh"
+#include "dflash/cuda/tensor_map.hpp"
+#include "emulation/sanitizers.hpp"
+
+namespace dflash::cuda {
+
+inline constexpr bool has_hopper_instructions = true;
+inline constexpr int panel_bytes = 128, panel_alignment = 1024;
+
+template <class T>
+T* panel_memory() {
+  return shared_memory<T>();
+}
+inline int swizzled(int row, int chunk) { return row * panel_bytes + (chunk ^ row % 8) * 16; }
+
+struct Barrier {
+  std::uint64_t state;
+};
+
+namespace detail {
+
+inline std::uint64_t shared_offset(const void* at) {
+  return std::uint64_t(static_cast<const char*>(at) - shared_memory<char>());
+}
+/// Where the hardware finds the byte that lies `at` bytes behind the start of unswizzled memory.
+inline char* swizzled_place(std::uint64_t at) {
+  return shared_memory<char>() + (at ^ (at >> 7 & 7) << 4);
+}
+
+struct PanelCopy {
+  void* to;
+  TensorMap map;
+  index_t column, head, row;
+
+  std::uint64_t bytes() const { return std::uint64_t(map.box_rows) * panel_bytes; }
+  void land() const {
+    const auto& x = map.tensor;
+    for (index_t r = 0; r < map.box_rows; ++r)
+      for (index_t c = 0; c < 64; ++c) {
+        const bool inside = row + r < x.shape[0] && column + c < x.shape[2];
+        const bfloat16 value = inside ? x(row + r, head, column + c) : bfloat16(0.0f);
+        std::memcpy(swizzled_place(shared_offset(to) + std::uint64_t(r * panel_bytes + c * 2)),
+                    &value, 2);
+      }
+  }
+};
+
+struct BarrierState {
+  unsigned arrivals = 0, missing = 0, phase = 0;
+  std::uint64_t bytes = 0;
+  std::vector<PanelCopy> copies;
+
+  void arrive() {
+    if (missing == 0)
+      throw cuda_emulation::Misuse("a barrier: more arrivals than it was begun for");
+    --missing;
+    advance();
+  }
+  void land() {
+    for (const PanelCopy& copy : copies) {
+      if (copy.bytes() > bytes)
+        throw cuda_emulation::Misuse("a barrier: more bytes than it was told to expect");
+      copy.land();
+      bytes -= copy.bytes();
+    }
+    copies.clear();
+    advance();
+  }
+  void advance() {
+    if (missing > 0 || bytes > 0) return;
+    ++phase;
+    missing = arrivals;
+  }
+};
+
+inline std::map<const void*, BarrierState>& barriers() {
+  static thread_local std::map<const void*, BarrierState> all;
+  return all;
+}
+inline BarrierState& state_of(const Barrier& barrier) {
+  const auto found = barriers().find(&barrier);
+  if (found == barriers().end()) throw cuda_emulation::Misuse("a barrier that was not begun");
+  return found->second;
+}
+
+}  // namespace detail
+
+inline void begin_barrier(Barrier& barrier, unsigned arrivals) {
+  detail::BarrierState& state = detail::barriers()[&barrier];
+  state = {};
+  state.arrivals = state.missing = arrivals;
+}
+inline void fence_barriers() {}
+inline void arrive(Barrier& barrier) {
+  cuda_emulation::release(&barrier);
+  detail::state_of(barrier).arrive();
+}
+inline void arrive_expecting(Barrier& barrier, unsigned bytes) {
+  cuda_emulation::release(&barrier);
+  detail::state_of(barrier).bytes += bytes;
+  detail::state_of(barrier).arrive();
+}
+inline void wait(Barrier& barrier, unsigned parity) {
+  for (;;) {
+    detail::BarrierState& state = detail::state_of(barrier);
+    if ((state.phase & 1) != parity) break;
+    cuda_emulation::yield_thread("a barrier of shared memory");
+    state.land();
+  }
+  cuda_emulation::acquire(&barrier);
+}
+
+inline void copy_panel(void* shared, const TensorMap& map, Barrier& barrier, int column, int head,
+                       int row) {
+  const detail::PanelCopy copy{shared, map, column, head, row};
+  if (detail::shared_offset(shared) % panel_alignment != 0)
+    throw cuda_emulation::Misuse("copy_panel: a panel begins at a multiple of 1024 bytes");
+  cuda_emulation::poison(shared, copy.bytes());
+  detail::state_of(barrier).copies.push_back(copy);
+}
+
+inline void fence_async() {}
+inline void sync_some(int id, int threads) {
+  struct Meeting {
+    int here = 0;
+    unsigned turn = 0;
+  };
+  static thread_local std::array<Meeting, 16> meetings;
+  Meeting& meeting = meetings[std::size_t(id)];
+  const unsigned turn = meeting.turn;
+  cuda_emulation::release(&meeting);
+  if (++meeting.here == threads) {
+    meeting.here = 0;
+    ++meeting.turn;
+  }
+  while (meeting.turn == turn) cuda_emulation::yield_thread("a barrier of some threads");
+  cuda_emulation::acquire(&meeting);
+}
+template <int count>
+void keep_registers() {}
+template <int count>
+void take_registers() {}
+
+inline std::uint64_t describe(const void* panel, unsigned step = 16) {
+  const auto field = [](std::uint64_t bytes) { return (bytes & 0x3ffff) >> 4; };
+  return field(detail::shared_offset(panel)) | field(step) << 16 | field(8 * panel_bytes) << 32 |
+         std::uint64_t(1) << 62;
+}
+
+namespace detail {
+
+/// A factor in shared memory, as a description gives it.
+struct Described {
+  std::uint64_t start, leading, stride;
+
+  explicit Described(std::uint64_t bits)
+      : start((bits & 0x3fff) << 4),
+        leading((bits >> 16 & 0x3fff) << 4),
+        stride((bits >> 32 & 0x3fff) << 4) {
+    if (bits >> 62 != 1) throw cuda_emulation::Misuse("a description of no 128-byte panel");
+  }
+  /// Element k of a row; rows in groups of eight, `stride` bytes apart.
+  float of_row(unsigned row, unsigned k) const {
+    return at(start + row / 8 * stride + row % 8 * panel_bytes + k * 2);
+  }
+  /// Element (k, column): 64 columns to a panel, `leading` bytes apart.
+  float of_column(unsigned k, unsigned column) const {
+    return at(start + column / 64 * leading + k / 8 * stride + k % 8 * panel_bytes +
+              column % 64 * 2);
+  }
+
+ private:
+  static float at(std::uint64_t place) {
+    bfloat16 value;
+    std::memcpy(&value, swizzled_place(place), 2);
+    return float(value);
+  }
+};
+
+/// One product under way: what this thread's rows of a are, and where b lies.
+struct GroupProduct {
+  bool columns;
+  std::uint64_t a, b;
+  std::array<std::array<float, 16>, 2> rows;  // of a, if it was in registers
+};
+/// The products under way for one accumulator of a thread, and what it held before them.
+struct GroupProducts {
+  const void* accumulator = nullptr;
+  std::vector<float> before;
+  std::vector<GroupProduct> products;
+};
+inline GroupProducts& products_of_thread() {
+  static thread_local std::array<GroupProducts, 1024> all;
+  return all[threadIdx.x];
+}
+
+template <int N>
+void add_product(float (&c)[N][4], const GroupProduct& product) {
+  GroupProducts& all = products_of_thread();
+  if (all.products.empty()) {
+    all.accumulator = &c;
+    all.before.assign(&c[0][0], &c[0][0] + 4 * N);
+    cuda_emulation::poison(&c, sizeof c);
+  }
+  if (all.accumulator != &c)
+    throw cuda_emulation::Misuse("products of a group: two accumulators at once");
+  all.products.push_back(product);
+}
+
+}  // namespace detail
+
+inline void begin_group_products() {}
+template <int N>
+void finish_group_products(float (&c)[N][4]) {
+  detail::GroupProducts& all = detail::products_of_thread();
+  if (all.accumulator != &c || all.products.empty())
+    throw cuda_emulation::Misuse("finish_group_products: no product of this accumulator");
+  std::memcpy(&c, all.before.data(), sizeof c);
+  const unsigned warp = threadIdx.x / 32 % 4, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+  for (const detail::GroupProduct& product : all.products) {
+    const detail::Described b(product.b);
+    auto rows = product.rows;
+    if (!product.columns)
+      for (unsigned half = 0; half < 2; ++half)
+        for (unsigned k = 0; k < 16; ++k)
+          rows[half][k] = detail::Described(product.a).of_row(16 * warp + g + 8 * half, k);
+    for (unsigned n = 0; n < N; ++n)
+      for (unsigned j = 0; j < 2; ++j)
+        for (unsigned k = 0; k < 16; ++k) {
+          const unsigned column = 8 * n + 2 * t + j;
+          const float y = product.columns ? b.of_column(k, column) : b.of_row(column, k);
+          c[n][j] += rows[0][k] * y;
+          c[n][2 + j] += rows[1][k] * y;
+        }
+  }
+  all = {};
+}
+
+template <int Columns>
+void multiply_group(float (&c)[Columns / 8][4], std::uint64_t a, std::uint64_t b) {
+  detail::add_product(c, {false, a, b, {}});
+}
+template <int Columns>
+void multiply_group_columns(float (&c)[Columns / 8][4], const std::uint32_t (&a)[4],
+                            std::uint64_t b) {
+  struct Given {
+    std::uint32_t a[4];
+  } mine;
+  std::memcpy(mine.a, a, sizeof mine.a);
+  const cuda_emulation::Gathered all(~0u, &mine, sizeof mine, "multiply_group_columns");
+  detail::GroupProduct product{true, 0, b, {}};
+  for (unsigned part = 0; part < 4; ++part) {
+    const auto from = all.from<Given>(cuda_emulation::lane() / 4 * 4 + part);
+    for (unsigned half = 0; half < 2; ++half)
+      for (unsigned k = 0; k < 2; ++k) {
+        product.rows[half][2 * part + k] = detail::element(from.a[half], k);
+        product.rows[half][8 + 2 * part + k] = detail::element(from.a[2 + half], k);
+      }
+  }
+  detail::add_product(c, product);
+}
+
+}  // namespace dflash::cuda

@@ -1,0 +1,17 @@
+#pragma once
+
+// The emulator's counterpart of the library's dflash/cuda/tensor_map.hpp.
+
+#include "dflash/core/bfloat16.hpp"
+#include "dflash/core/tensor.hpp"
+
+namespace dflash::cuda {
+
+struct TensorMap {
+  In<bfloat16, 3> tensor;
+  index_t box_rows;
+};
+
+inline TensorMap tensor_map(In<bfloat16, 3> x, index_t box_rows) { return {x, box_rows}; }
+
+}  // namespace dflash::cuda
