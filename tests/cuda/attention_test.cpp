@@ -104,7 +104,7 @@ class Run {
   template <int D>
   void forward_on_hopper() {
     const KeyValue<const T> kv = keys(4);
-    const cuda::AttentionPlan<T> plan(backend_, queries(0), kv, rule());
+    const cuda::AttentionPlan<T> plan(backend_, queries(0), kv, rule(), {queries(1).data});
     cuda::launch_attention_hopper<D>(backend_, plan, queries(0).data, kv, queries(1).data,
                                      rows(lse_).data);
   }

@@ -1,244 +1,34 @@
 #pragma once
 
-#include <cmath>
 #include <type_traits>
 
 #include "dflash/core/attention_rule.hpp"
 #include "dflash/cuda/attention_float.cuh"
-#include "dflash/cuda/attention_tile.cuh"
-#include "dflash/cuda/fragments.cuh"
+#include "dflash/cuda/attention_forward.cuh"
+#include "dflash/cuda/attention_hopper.cuh"
 
 namespace dflash {
 
-namespace cuda {
-
-/// How forward is cut, for a head of up to D elements: a warp holds the scores and the output of 16
-/// * row_tiles query rows, and reads each key and value from shared memory once for all of them.
-template <int D>
-struct ForwardCut {
-  static constexpr int row_tiles = D > 128 ? 1 : 2, warps = 4, threads = warps * warp_size;
-  static constexpr int warp_rows = 16 * row_tiles, rows = warps * warp_rows;
-  static constexpr int keys = D > 64 ? 32 : 64;
-
-  struct Stage {
-    bfloat16 k[keys * tile_stride<D>], v[keys * tile_stride<D>];
-  };
-  struct Shared {
-    alignas(128) bfloat16 q[rows * tile_stride<D>];
-    Stage stage[2];
-    TileKeys<rows> tile;
-    KeyTiles<keys> tiles;
-    WarpKeys warp_keys[warps][2];
-  };
-};
-
-/// -infinity in the scores that their row does not see.
-template <int M, int N>
-__device__ __forceinline__ void hide(Accumulator<M, N>& score, const SeenKeys* warp_rows,
-                                     const KeyTile& tile) {
-  const int row = lane_index() / 4, column = lane_index() % 4 * 2;
-#pragma unroll
-  for (int m = 0; m < M; ++m)
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const KeyRange seen = warp_rows[m * 16 + half * 8 + row].of(tile.own);
-      const int begin = seen.begin - tile.start, end = min(seen.end, tile.stop) - tile.start;
-#pragma unroll
-      for (int n = 0; n < N; ++n)
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          const int j = n * 8 + column + i;
-          if (j < begin || j >= end) score[m][n][half * 2 + i] = -INFINITY;
-        }
-    }
-}
-
-/// The softmax of a stream of scores (arXiv:2205.14135), for the rows of a warp. A lane holds two
-/// rows of each 16; its sums are over its own columns until the end.
-template <int M>
-struct RunningSoftmax {
-  float top[M][2], sum[M][2];
-
-  __device__ RunningSoftmax() {
-#pragma unroll
-    for (int i = 0; i < 2 * M; ++i) top[i / 2][i % 2] = -INFINITY, sum[i / 2][i % 2] = 0;
-  }
-
-  /// Scores become 2^(scale (score - top)) with the largest score so far as top; y is scaled to it.
-  template <int N, int Columns>
-  __device__ __forceinline__ void step(Accumulator<M, N>& score, float scale,
-                                       Accumulator<M, Columns>& y) {
-    float shrink[M][2];
-    bool same = true;
-#pragma unroll
-    for (int m = 0; m < M; ++m)
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        float largest = top[m][half];
-#pragma unroll
-        for (int n = 0; n < N; ++n)
-          largest = fmaxf(largest, fmaxf(score[m][n][half * 2], score[m][n][half * 2 + 1]));
-        largest = fmaxf(largest, __shfl_xor_sync(whole_warp, largest, 1));
-        largest = fmaxf(largest, __shfl_xor_sync(whole_warp, largest, 2));
-        // A row that has seen no key has a top of -infinity; any finite number serves it.
-        const float base = largest == -INFINITY ? 0 : largest * scale;
-        shrink[m][half] = exp2_fast(top[m][half] * scale - base);
-        same = same && top[m][half] == largest;
-        top[m][half] = largest;
-        float total = 0;
-#pragma unroll
-        for (int n = 0; n < N; ++n)
-#pragma unroll
-          for (int i = 0; i < 2; ++i) {
-            float& s = score[m][n][half * 2 + i];
-            s = exp2_fast(s * scale - base);
-            total += s;
-          }
-        sum[m][half] = sum[m][half] * shrink[m][half] + total;
-      }
-    if (__all_sync(whole_warp, same)) return;  // most often: the largest score came early
-#pragma unroll
-    for (int m = 0; m < M; ++m)
-#pragma unroll
-      for (int n = 0; n < Columns; ++n)
-#pragma unroll
-        for (int i = 0; i < 4; ++i) y[m][n][i] *= shrink[m][i / 2];
-  }
-
-  __device__ void finish() {
-#pragma unroll
-    for (int i = 0; i < 2 * M; ++i) {
-      float& s = sum[i / 2][i % 2];
-      s += __shfl_xor_sync(whole_warp, s, 1);
-      s += __shfl_xor_sync(whole_warp, s, 2);
-    }
-  }
-};
-
-/// Stores a warp's rows of the output and their lse. The output goes through memory of the warp's
-/// own, Stride elements a row.
-template <int D, int M, int Stride>
-__device__ __forceinline__ void store_rows(const Accumulator<M, D / 8>& y,
-                                           const RunningSoftmax<M>& softmax, bfloat16* staged,
-                                           const QueryTile& tile, int first,
-                                           const AttentionShape& a, bfloat16* to, float* lse) {
-  const int row = lane_index() / 4, column = lane_index() % 4 * 2;
-#pragma unroll
-  for (int m = 0; m < M; ++m)
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const float sum = softmax.sum[m][half], share = sum > 0 ? 1 / sum : 0;
-      const int i = m * 16 + half * 8 + row;
-      if (column == 0 && first + i < tile.size)
-        lse[tile.source(first + i)] = softmax.top[m][half] * a.scale + logf(sum);
-#pragma unroll
-      for (int n = 0; n < D / 8; ++n)
-        *reinterpret_cast<std::uint32_t*>(staged + i * Stride + n * 8 + column) =
-            pack_bfloat16(y[m][n][half * 2] * share, y[m][n][half * 2 + 1] * share);
-    }
-  __syncwarp();
-  constexpr int chunks = D / 8;
-  for (int i = lane_index(); i < 16 * M * chunks; i += warp_size) {
-    const int r = i / chunks, c = i % chunks * 8;
-    if (first + r >= tile.size || c >= a.dim) continue;
-    const bfloat16* const from = staged + r * Stride + c;
-    bfloat16* const place = to + tile.source(first + r) * a.dim + c;
-    if (a.vectors)
-      *reinterpret_cast<EightElements*>(place) = *reinterpret_cast<const EightElements*>(from);
-    else
-      for (int j = 0; j < min(8, a.dim - c); ++j) place[j] = from[j];
-  }
-}
-
-/// One block per tile of query rows and key/value head. The next keys and values are copied while
-/// these are multiplied.
-template <int D>
-__global__ void __launch_bounds__(ForwardCut<D>::threads, 2)
-    attention_kernel(AttentionShape a, const bfloat16* q, KeyValue<const bfloat16> kv, bfloat16* y,
-                     float* lse) {
-  using Cut = ForwardCut<D>;
-  constexpr int M = Cut::row_tiles, N = Cut::keys / 8;
-  auto& shared = *shared_memory<typename Cut::Shared>();
-  // Tiles further back see more keys: they go first, so that all multiprocessors end together.
-  const int kv_head = int(blockIdx.y), begin = int(gridDim.x - 1 - blockIdx.x) * Cut::rows;
-  const QueryTile tile(a, kv_head, begin, Cut::rows);
-  if (tile.size <= 0) return;
-  const int warp = int(threadIdx.x) / warp_size, first = warp * Cut::warp_rows;
-
-  shared.tile.fill(a, tile);
-  load_tile<Cut::rows, D, Cut::threads>(shared.q, a.dim, a.vectors, [&](int i) {
-    return i < tile.size ? q + tile.source(i) * a.dim : nullptr;
-  });
-  __syncthreads();
-  if (warp == 0) shared.tiles.start(shared.tile);
-  fill_warp_keys(shared.warp_keys[warp], shared.tile.seen + first, Cut::warp_rows);
-  __syncthreads();
-
-  const auto load = [&](int at, const KeyTile& t) {
-    if (t.exists()) {
-      load_keys<Cut::keys, D, Cut::threads>(shared.stage[at].k, a, kv_head, t,
-                                            t.own ? kv.k_block.data : kv.k_context.data);
-      load_keys<Cut::keys, D, Cut::threads>(shared.stage[at].v, a, kv_head, t,
-                                            t.own ? kv.v_block.data : kv.v_context.data);
-    }
-    copy_async_commit();
-  };
-  Accumulator<M, D / 8> out;
-  clear<M, D / 8>(out);
-  RunningSoftmax<M> softmax;
-  const float scale = a.scale * log2_e;
-  load(0, shared.tiles[0]);
-  for (int turn = 0; shared.tiles[turn].exists(); ++turn) {
-    copy_async_wait<0>();
-    __syncthreads();
-    load((turn + 1) % 2, shared.tiles[turn + 1]);
-    if (warp == turn % Cut::warps) shared.tiles.find(turn + 2, shared.tile);
-    const KeyTile& now = shared.tiles[turn];
-    const WarpKeys& keys = shared.warp_keys[warp][now.own ? 1 : 0];
-    if (!keys.sees(now)) continue;
-    const auto& stage = shared.stage[turn % 2];
-    Accumulator<M, N> score;
-    clear<M, N>(score);
-    multiply_rows<D, M, N>(score, shared.q + first * tile_stride<D>, stage.k);
-    if (!keys.sees_all(now, Cut::keys)) hide<M, N>(score, shared.tile.seen + first, now);
-    softmax.template step<N, D / 8>(score, scale, out);
-    std::uint32_t p[M][N / 2][4];
-    round_to_left<M, N>(score, p);
-    multiply_columns<D, M, N / 2, D / 8>(out, p, stage.v);
-  }
-
-  copy_async_wait<0>();
-  __syncthreads();
-  softmax.finish();
-  store_rows<D, M, tile_stride<D>>(out, softmax, shared.q + first * tile_stride<D>, tile, first, a,
-                                   y, lse);
-}
-
-/// The forward kernel for heads of up to D elements.
-template <int D>
-void launch_attention(CudaBackend<bfloat16>& backend, const AttentionPlan<bfloat16>& plan,
-                      const bfloat16* q, KeyValue<const bfloat16> kv, bfloat16* y, float* lse) {
-  using Cut = ForwardCut<D>;
-  launch(backend.stream(), attention_kernel<D>,
-         dim3(plan.query_tiles(Cut::rows), plan.used_kv_heads()), Cut::threads,
-         sizeof(typename Cut::Shared), plan.shape(), q, kv, y, lse);
-}
-
-}  // namespace cuda
-
 /// y = softmax(scale q k^T, where the mask lets it) v, and lse = log sum exp of each row's scores,
-/// kept for backward. A row that sees no key gets y = 0 and lse = -infinity.
+/// kept for backward. A row that sees no key gets y = 0 and lse = -infinity. The bits of a row do
+/// not depend on the other rows, nor on what is packed beside its sample.
 ///                                                 q, y (N * K, heads, D)  lse (N * K, heads)
 template <class T>
 void attention(CudaBackend<T>& backend, In<T, 3> q, KeyValue<const std::type_identity_t<T>> kv,
                AttentionRule rule, Out<T, 3> y, Out<float, 2> lse) {
-  const cuda::AttentionPlan<T> plan(backend, q, kv, rule);
-  if constexpr (std::is_same_v<T, float>)
+  const cuda::AttentionPlan<T> plan(backend, q, kv, rule, {y.data});
+  if constexpr (std::is_same_v<T, float>) {
     cuda::launch_attention_float(backend, plan, q.data, kv, y.data, lse.data);
-  else
-    cuda::with_head_size(plan.shape().dim, [&](auto size) {
+  } else {
+    const int dim = plan.shape().dim;
+    if (cuda::prefer_hopper_attention && cuda::hopper_attends(plan.shape()))
+      return dim <= 64
+                 ? cuda::launch_attention_hopper<64>(backend, plan, q.data, kv, y.data, lse.data)
+                 : cuda::launch_attention_hopper<128>(backend, plan, q.data, kv, y.data, lse.data);
+    cuda::with_head_size(dim, [&](auto size) {
       cuda::launch_attention<size.value>(backend, plan, q.data, kv, y.data, lse.data);
     });
+  }
 }
 
 }  // namespace dflash

@@ -85,7 +85,7 @@ __global__ void __launch_bounds__(FloatCut::threads)
   using Cut = FloatCut;
   auto& shared = *shared_memory<FloatForwardShared<D>>();
   const int kv_head = int(blockIdx.y), begin = int(gridDim.x - 1 - blockIdx.x) * Cut::rows;
-  const QueryTile tile(a, kv_head, begin, Cut::rows);
+  const QueryTile tile(a, HeadsOfKey(a, kv_head), begin, Cut::rows);
   if (tile.size <= 0) return;
   shared.tile.fill(a, tile);
   load_float_tile<D>(shared.q, a.dim,

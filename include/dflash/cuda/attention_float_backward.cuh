@@ -46,7 +46,7 @@ __global__ void __launch_bounds__(FloatCut::threads)
   using Cut = FloatCut;
   auto& shared = *shared_memory<FloatBackwardShared<D>>();
   const int kv_head = int(blockIdx.y), begin = int(gridDim.x - 1 - blockIdx.x) * Cut::rows;
-  const QueryTile tile(a, kv_head, begin, Cut::rows);
+  const QueryTile tile(a, HeadsOfKey(a, kv_head), begin, Cut::rows);
   if (tile.size <= 0) return;
   shared.tile.fill(a, tile);
   const auto load_rows = [&](float* to, const float* from) {
@@ -104,9 +104,9 @@ __global__ void __launch_bounds__(FloatCut::threads)
                                         KeyValue<float> dkv) {
   using Cut = FloatCut;
   auto& shared = *shared_memory<FloatBackwardShared<D>>();
-  const KeyGradientTile tile(a, int(blockIdx.x), Cut::keys, 1);
+  const KeyGradientTile tile(a, int(blockIdx.y), int(blockIdx.x), Cut::keys, 1);
   const int kv_head = int(blockIdx.y);
-  const KeyRange pairs = tile.pairs(a, kv_head, shared.warp_blocks);
+  const KeyRange pairs = tile.pairs(a, shared.warp_blocks);
   if (pairs.begin >= pairs.end) return;
   const auto load_keys = [&](float* to, const float* from) {
     load_float_tile<D>(to, a.dim, [&](int i) {
@@ -119,9 +119,9 @@ __global__ void __launch_bounds__(FloatCut::threads)
 
   const int key = int(threadIdx.x) / 4, quarter = int(threadIdx.x) % 4;
   float dk_sum[D / 4] = {}, dv_sum[D / 4] = {};
-  for (int at = tile.next(a, kv_head, pairs, pairs.begin); at < pairs.end;
-       at = tile.next(a, kv_head, pairs, at + Cut::rows)) {
-    const QueryTile queries(a, kv_head, at, min(Cut::rows, pairs.end - at));
+  for (int at = tile.next(a, pairs.begin, pairs.end); at < pairs.end;
+       at = tile.next(a, at + Cut::rows, pairs.end)) {
+    const QueryTile queries(a, tile.heads, at, min(Cut::rows, pairs.end - at));
     const auto load_rows = [&](float* to, const float* from) {
       load_float_tile<D>(to, a.dim, [&](int i) {
         return i < queries.size ? from + queries.source(i) * a.dim : nullptr;

@@ -1,10 +1,26 @@
 #pragma once
 
 #include "dflash/core/attention_rule.hpp"
-#include "dflash/cuda/attention.cuh"
+#include "dflash/cuda/attention_forward.cuh"
 #include "dflash/cuda/hopper.cuh"
 
 namespace dflash::cuda {
+
+/// Whether attention takes the kernel for Hopper where it can. It ran on the emulated device only:
+/// turn it on once it has been checked and measured on a GPU.
+inline constexpr bool prefer_hopper_attention = false;
+
+/// Whether this device and problem are some that the kernel for Hopper can do.
+inline bool hopper_attends(const AttentionShape& a) {
+  static const bool hopper = [] {
+    int device = 0;
+    cudaDeviceProp properties;
+    cuda_expects(cudaGetDevice(&device), "the CUDA device");
+    cuda_expects(cudaGetDeviceProperties(&properties, device), "the CUDA device");
+    return properties.major == 9;
+  }();
+  return hopper && a.vectors && a.dim <= 128;
+}
 
 /// How forward is cut on Hopper, for a head of up to D elements: one warp copies keys and values a
 /// few tiles ahead, two groups of four warps hold 64 query rows each.
@@ -174,7 +190,7 @@ __global__ void __launch_bounds__(HopperCut<D>::threads, 1)
     using Cut = HopperCut<D>;
     auto& shared = *panel_memory<typename Cut::Shared>();
     const int kv_head = int(blockIdx.y), begin = int(gridDim.x - 1 - blockIdx.x) * Cut::rows;
-    const QueryTile tile(a, kv_head, begin, Cut::rows);
+    const QueryTile tile(a, HeadsOfKey(a, kv_head), begin, Cut::rows);
     if (tile.size <= 0) return;
     const int group = int(threadIdx.x) / Cut::group_threads - 1;
     shared.row_keys.fill(a, tile);
@@ -201,6 +217,8 @@ __global__ void __launch_bounds__(HopperCut<D>::threads, 1)
       take_registers<232>();
       attend<D>(shared, a, tile, group, y, lse);
     }
+  } else {
+    refuse();
   }
 }
 

@@ -95,8 +95,8 @@ __global__ void __launch_bounds__(KeyGradientCut<D>::threads, 2)
   auto& shared = *shared_memory<typename Cut::Shared>();
   const int kv_head = int(blockIdx.y), column = int(blockIdx.z) * Cut::columns;
   const int warp_key = int(threadIdx.x) / warp_size * 16;
-  const KeyGradientTile tile(a, int(blockIdx.x), Cut::keys, parts.most);
-  KeyRange pairs = tile.pairs(a, kv_head, shared.warp_blocks);
+  const KeyGradientTile tile(a, int(blockIdx.y), int(blockIdx.x), Cut::keys, parts.most);
+  KeyRange pairs = tile.pairs(a, shared.warp_blocks);
   const bool in_parts = parts.most > 1 && !tile.own;
   if (in_parts) {
     if (tile.part == 0 && column == 0 && threadIdx.x == 0)
@@ -109,7 +109,7 @@ __global__ void __launch_bounds__(KeyGradientCut<D>::threads, 2)
 
   const auto load = [&](typename Cut::Stage& to, int from) {
     if (from < pairs.end) {
-      const QueryTile queries(a, kv_head, from, min(Cut::queries, pairs.end - from));
+      const QueryTile queries(a, tile.heads, from, min(Cut::queries, pairs.end - from));
       const auto rows = [&](bfloat16* place, const bfloat16* all) {
         load_tile<Cut::queries, D, Cut::threads>(place, a.dim, a.vectors, [&](int i) {
           return i < queries.size ? all + queries.source(i) * a.dim : nullptr;
@@ -133,7 +133,7 @@ __global__ void __launch_bounds__(KeyGradientCut<D>::threads, 2)
                                         tile.own ? kv.k_block.data : kv.k_context.data);
   load_keys<Cut::keys, D, Cut::threads>(shared.v, a, kv_head, keys,
                                         tile.own ? kv.v_block.data : kv.v_context.data);
-  int at = tile.next(a, kv_head, pairs, pairs.begin);
+  int at = tile.next(a, pairs.begin, pairs.end);
   load(shared.stage[0], at);
   Accumulator<1, C> dk, dv;
   clear<1, C>(dk);
@@ -142,7 +142,7 @@ __global__ void __launch_bounds__(KeyGradientCut<D>::threads, 2)
   for (int turn = 0; at < pairs.end; turn ^= 1) {
     copy_async_wait<0>();
     __syncthreads();
-    const int after = tile.next(a, kv_head, pairs, at + Cut::queries);
+    const int after = tile.next(a, at + Cut::queries, pairs.end);
     load(shared.stage[turn ^ 1], after);
     const auto& stage = shared.stage[turn];
     Accumulator<1, N> p, dp;

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <climits>
+#include <cstdint>
+#include <initializer_list>
 
 #include "dflash/core/attention_rule.hpp"
 #include "dflash/core/error.hpp"
@@ -64,8 +66,9 @@ static __global__ void plan_attention_kernel(BlockMask mask, SeenKeys* seen, Blo
 template <class T>
 class AttentionPlan {
  public:
+  /// `others` are the further tensors of heads that the kernels read or write.
   AttentionPlan(CudaBackend<T>& backend, In<T, 3> q, const KeyValue<const T>& kv,
-                const AttentionRule& rule)
+                const AttentionRule& rule, std::initializer_list<const T*> others)
       : seen_(backend.template allocate<SeenKeys>(q.shape[0])),
         blocks_(backend.template allocate<BlockKeys>(rule.mask.blocks())) {
     const BlockMask& mask = rule.mask;
@@ -91,7 +94,10 @@ class AttentionPlan {
               .first_head = int(rule.heads.first),
               .context_rows = int(kv.k_context.shape[0]),
               .scale = float(rule.scale),
-              .vectors = dim % 8 == 0};
+              .vectors = dim % 8 == 0 &&
+                         aligned({q.data, kv.k_context.data, kv.v_context.data, kv.k_block.data,
+                                  kv.v_block.data}) &&
+                         aligned(others)};
     const index_t own = (shape_.own_end - shape_.own_begin) * mask.block_size;
     expects(own <= kv.k_block.shape[0], "attention: the rows of a block are not there");
     used_kv_heads_ = heads > 0 ? rule.heads.kv(heads - 1) + 1 : 0;
@@ -117,6 +123,12 @@ class AttentionPlan {
   static constexpr index_t largest_head = 256;
 
  private:
+  static bool aligned(std::initializer_list<const T*> pointers) {
+    for (const T* p : pointers)
+      if (reinterpret_cast<std::uintptr_t>(p) % 16 != 0) return false;
+    return true;
+  }
+
   typename CudaBackend<T>::template Buffer<SeenKeys> seen_;
   typename CudaBackend<T>::template Buffer<BlockKeys> blocks_;
   AttentionShape shape_ = {};

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <cmath>
+
 #include "dflash/core/attention_rule.hpp"
 #include "dflash/cuda/attention_tile.cuh"
 #include "dflash/cuda/fragments.cuh"
@@ -22,6 +24,7 @@ struct QueryGradientCut {
     float lse[rows], delta[rows];
     TileKeys<rows> tile;
     KeyTiles<keys> tiles;
+    QueryTile query_tile;  // for the end, when registers are free again
     WarpKeys warp_keys[warps][2];
 
     /// In the place of q and dy, once they are done with.
@@ -29,36 +32,25 @@ struct QueryGradientCut {
   };
 };
 
-/// p becomes the probability 2^(scale (score - lse)), and dp becomes p (dp - delta), both 0 where
-/// the row does not see the key.
+/// Scores become the probabilities 2^(scale score - lse), and dp becomes p (dp - delta), 0 where p
+/// is.
 template <int M, int N>
 __device__ __forceinline__ void softmax_backward(Accumulator<M, N>& p, Accumulator<M, N>& dp,
-                                                 float scale, const float* row_lse,
-                                                 const float* row_delta, const SeenKeys* warp_rows,
-                                                 const KeyTile& tile, bool all_seen) {
-  const int row = lane_index() / 4, column = lane_index() % 4 * 2;
+                                                 float scale, const float* lse,
+                                                 const float* delta) {
 #pragma unroll
   for (int m = 0; m < M; ++m)
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int r = m * 16 + half * 8 + row;
-      const float lse = row_lse[r], delta = row_delta[r];
-      int begin = 0, end = N * 8;
-      if (!all_seen) {
-        const KeyRange seen = warp_rows[r].of(tile.own);
-        begin = seen.begin - tile.start;
-        end = min(seen.end, tile.stop) - tile.start;
-      }
+      const int row = m * 16 + half * 8 + lane_index() / 4;
+      const float base = lse[row], mean = delta[row];
 #pragma unroll
       for (int n = 0; n < N; ++n)
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-          const int j = n * 8 + column + i;
-          const bool here = all_seen || (j >= begin && j < end);
-          float& s = p[m][n][half * 2 + i];
+          const float weight = exp2_fast(p[m][n][half * 2 + i] * scale - base);
           float& d = dp[m][n][half * 2 + i];
-          s = here ? exp2_fast(s * scale - lse) : 0;
-          d = here ? s * (d - delta) : 0;
+          d = weight != 0 ? weight * (d - mean) : 0;
         }
     }
 }
@@ -74,11 +66,12 @@ __global__ void __launch_bounds__(QueryGradientCut<D>::threads, 2)
   constexpr int M = Cut::row_tiles, N = Cut::keys / 8;
   auto& shared = *shared_memory<typename Cut::Shared>();
   const int kv_head = int(blockIdx.y), begin = int(gridDim.x - 1 - blockIdx.x) * Cut::rows;
-  const QueryTile tile(a, kv_head, begin, Cut::rows);
+  const QueryTile tile(a, HeadsOfKey(a, kv_head), begin, Cut::rows);
   if (tile.size <= 0) return;
   const int warp = int(threadIdx.x) / warp_size, first = warp * Cut::warp_rows;
 
   shared.tile.fill(a, tile);
+  if (threadIdx.x == 0) shared.query_tile = tile;
   const auto load_rows = [&](bfloat16* to, const bfloat16* from) {
     load_tile<Cut::rows, D, Cut::threads>(to, a.dim, a.vectors, [&](int i) {
       return i < tile.size ? from + tile.source(i) * a.dim : nullptr;
@@ -88,7 +81,8 @@ __global__ void __launch_bounds__(QueryGradientCut<D>::threads, 2)
   load_rows(shared.dy, dy);
   if (const int i = int(threadIdx.x); i < Cut::rows) {
     const index_t at = tile.source(min(i, tile.size - 1));
-    shared.lse[i] = lse[at] * log2_e;
+    // A row that sees no key has an lse of -infinity; any finite number serves it.
+    shared.lse[i] = lse[at] == -INFINITY ? 0 : lse[at] * log2_e;
     shared.delta[i] = delta[at];
   }
   __syncthreads();
@@ -118,13 +112,13 @@ __global__ void __launch_bounds__(QueryGradientCut<D>::threads, 2)
     const WarpKeys& keys = shared.warp_keys[warp][now.own ? 1 : 0];
     if (!keys.sees(now)) continue;
     const auto& stage = shared.stage[turn % 2];
-    Accumulator<M, N> p, dp;
+    Accumulator<M, N> p, dp;  // p: scores first
     clear<M, N>(p);
     clear<M, N>(dp);
     multiply_rows<D, M, N>(p, shared.q + first * tile_stride<D>, stage.k);
     multiply_rows<D, M, N>(dp, shared.dy + first * tile_stride<D>, stage.v);
-    softmax_backward<M, N>(p, dp, scale, shared.lse + first, shared.delta + first,
-                           shared.tile.seen + first, now, keys.sees_all(now, Cut::keys));
+    if (!keys.sees_all(now, Cut::keys)) hide<M, N>(p, shared.tile.seen + first, now);
+    softmax_backward<M, N>(p, dp, scale, shared.lse + first, shared.delta + first);
     std::uint32_t ds[M][N / 2][4];
     round_to_left<M, N>(dp, ds);
     multiply_columns<D, M, N / 2, D / 8>(sum, ds, stage.k);
@@ -133,9 +127,10 @@ __global__ void __launch_bounds__(QueryGradientCut<D>::threads, 2)
   __syncthreads();
   lay_out<D, M, D / 8>(sum, shared.dq() + first * tile_stride<D>);
   __syncthreads();
+  const QueryTile& rows = shared.query_tile;
   add_tile<Cut::rows, D, Cut::threads>(
       shared.dq(), tile_stride<D>, a.dim, a.vectors, a.scale,
-      [&](int i) { return i < tile.size ? dq + tile.source(i) * a.dim : nullptr; });
+      [&](int i) { return i < rows.size ? dq + rows.source(i) * a.dim : nullptr; });
 }
 
 }  // namespace dflash::cuda

@@ -21,31 +21,38 @@ void with_head_size(int dim, F&& f) {
   f(std::integral_constant<int, 256>());
 }
 
-/// Neighbouring (query row, head) pairs of those heads that share one key/value head, ordered by
-/// row, then head: keys and values are loaded once for all heads of the group.
+/// The query heads here that share one key/value head.
+struct HeadsOfKey {
+  int first, count;
+
+  __device__ HeadsOfKey(const AttentionShape& a, int kv_head) {
+    const int start = (a.first_head / a.group + kv_head) * a.group - a.first_head;
+    first = max(start, 0);
+    count = min(start + a.group, a.heads) - first;
+  }
+};
+
+/// Neighbouring (query row, head) pairs of those heads, ordered by row, then head: keys and values
+/// are loaded once for all heads of a group.
 struct QueryTile {
-  int head, heads;  // the first of the group's heads here, and how many
-  int row, rest;    // the tile's first pair: its query row and head - `head`
-  int size;         // pairs
-  int all_heads;    // of q
+  HeadsOfKey heads;
+  int row, rest;  // the tile's first pair: its query row and which of the heads
+  int size;       // pairs
+  int all_heads;  // of q
   float inverse;
 
-  __device__ QueryTile(const AttentionShape& a, int kv_head, int begin, int most)
-      : all_heads(a.heads) {
-    const int start = (a.first_head / a.group + kv_head) * a.group - a.first_head;
-    head = max(start, 0);
-    heads = min(start + a.group, a.heads) - head;
-    inverse = 1.0f / float(heads);
-    row = begin / heads;
-    rest = begin - row * heads;
-    size = min(most, a.rows() * heads - begin);
+  __device__ QueryTile(const AttentionShape& a, HeadsOfKey heads_, int begin, int most)
+      : heads(heads_), all_heads(a.heads), inverse(1.0f / float(heads_.count)) {
+    row = begin / heads.count;
+    rest = begin - row * heads.count;
+    size = min(most, a.rows() * heads.count - begin);
   }
   /// The query row of pair i. Exact: the argument is at least 1 / (2 heads) away from an integer.
   __device__ int row_of(int i) const { return row + int((float(rest + i) + 0.5f) * inverse); }
   /// Which of all (query row, head) pair i is.
   __device__ index_t source(int i) const {
     const int r = row_of(i);
-    return index_t(r) * all_heads + head + rest + i - (r - row) * heads;
+    return index_t(r) * all_heads + heads.first + rest + i - (r - row) * heads.count;
   }
 };
 
@@ -120,6 +127,27 @@ __device__ __forceinline__ void fill_warp_keys(WarpKeys (&to)[2], const SeenKeys
     if (threadIdx.x % warp_size == 0) to[own] = keys;
   }
   __syncwarp();
+}
+
+/// -infinity in the scores that their row does not see.
+template <int M, int N>
+__device__ __forceinline__ void hide(Accumulator<M, N>& score, const SeenKeys* warp_rows,
+                                     const KeyTile& tile) {
+  const int row = lane_index() / 4, column = lane_index() % 4 * 2;
+#pragma unroll
+  for (int m = 0; m < M; ++m)
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const KeyRange seen = warp_rows[m * 16 + half * 8 + row].of(tile.own);
+      const int begin = seen.begin - tile.start, end = min(seen.end, tile.stop) - tile.start;
+#pragma unroll
+      for (int n = 0; n < N; ++n)
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const int j = n * 8 + column + i;
+          if (j < begin || j >= end) score[m][n][half * 2 + i] = -INFINITY;
+        }
+    }
 }
 
 /// The tiles of `Keys` keys that some row of a query tile sees, one after the other: first the
@@ -206,10 +234,13 @@ class KeyTiles {
 /// A tile of keys whose gradient one block of threads computes: of the context, in `parts` parts
 /// each, or of the blocks' own.
 struct KeyGradientTile {
+  HeadsOfKey heads;
+  int block_pairs;  // (query row, head) pairs of one block
   bool own;
   int index, part, begin, end;  // keys [begin, end)
 
-  __device__ KeyGradientTile(const AttentionShape& a, int task, int keys, int parts) {
+  __device__ KeyGradientTile(const AttentionShape& a, int kv_head, int task, int keys, int parts)
+      : heads(a, kv_head), block_pairs(heads.count * a.block_size) {
     const int context_tasks = (a.context_rows + keys - 1) / keys * parts;
     own = task >= context_tasks;
     index = own ? task - context_tasks : task / parts;
@@ -218,20 +249,13 @@ struct KeyGradientTile {
     end = min(begin + keys, own ? (a.own_end - a.own_begin) * a.block_size : a.context_rows);
   }
 
-  /// (query row, head) pairs of one block and key/value head.
-  static __device__ int pairs_of_block(const AttentionShape& a, int kv_head) {
-    return QueryTile(a, kv_head, 0, 0).heads * a.block_size;
-  }
-
   /// From the first pair that sees some of the keys to behind the last, found by all threads of a
   /// block together.
   template <int Warps>
-  __device__ KeyRange pairs(const AttentionShape& a, int kv_head,
-                            KeyRange (&scratch)[Warps]) const {
-    const int each = pairs_of_block(a, kv_head);
+  __device__ KeyRange pairs(const AttentionShape& a, KeyRange (&scratch)[Warps]) const {
     if (own)
-      return {(a.own_begin + begin / a.block_size) * each,
-              (a.own_begin + (end - 1) / a.block_size + 1) * each};
+      return {(a.own_begin + begin / a.block_size) * block_pairs,
+              (a.own_begin + (end - 1) / a.block_size + 1) * block_pairs};
     KeyRange found{INT_MAX, 0};
     for (int n = int(threadIdx.x); n < a.block_count; n += Warps * warp_size)
       if (a.blocks[n].sees(begin, end)) {
@@ -245,22 +269,21 @@ struct KeyGradientTile {
       found.begin = min(found.begin, of_warp.begin);
       found.end = max(found.end, of_warp.end);
     }
-    return found.begin < found.end ? KeyRange{found.begin * each, found.end * each}
-                                   : KeyRange{0, 0};
+    if (found.begin >= found.end) return {0, 0};
+    return {found.begin * block_pairs, found.end * block_pairs};
   }
 
-  /// The first of the pairs from `from` on whose block sees some of the keys, found by a warp
-  /// together; pairs.end if there is none.
-  __device__ int next(const AttentionShape& a, int kv_head, KeyRange pairs, int from) const {
-    if (own) return min(from, pairs.end);
-    const int each = pairs_of_block(a, kv_head);
-    for (int n = from / each; n * each < pairs.end; n += warp_size) {
+  /// The first of the pairs [from, last) whose block sees some of the keys, found by a warp
+  /// together; `last` if there is none.
+  __device__ int next(const AttentionShape& a, int from, int last) const {
+    if (own) return min(from, last);
+    for (int n = from / block_pairs; n * block_pairs < last; n += warp_size) {
       const int block = n + int(threadIdx.x) % warp_size;
       const bool sees = block < a.block_count && a.blocks[block].sees(begin, end);
       const unsigned some = __ballot_sync(whole_warp, sees);
-      if (some != 0) return min(pairs.end, max(from, (n + __ffs(int(some)) - 1) * each));
+      if (some != 0) return min(last, max(from, (n + __ffs(int(some)) - 1) * block_pairs));
     }
-    return pairs.end;
+    return last;
   }
 };
 

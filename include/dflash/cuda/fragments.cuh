@@ -50,12 +50,13 @@ __device__ __forceinline__ void multiply_add_pair(Accumulator<M, N>& c, int m, i
 }
 
 /// c += a b^T of two tiles in shared memory.       a (16 M, Columns)  b (8 N, Columns)
-template <int Columns, int M, int N>
+/// Fewer steps at a time (of all Columns / 16) leave the compiler fewer registers to fill ahead.
+template <int Columns, int M, int N, int Steps = Columns / 16>
 __device__ __forceinline__ void multiply_rows(Accumulator<M, N>& c, const bfloat16* a,
                                               const bfloat16* b) {
   a += left_offset<Columns>();
   b += right_offset<Columns>();
-#pragma unroll
+#pragma unroll Steps
   for (int k = 0; k < Columns; k += 16) {
     std::uint32_t left[M][4];
 #pragma unroll
@@ -112,22 +113,24 @@ struct alignas(16) EightElements {
 template <int Rows, int Columns, int Threads, class Row>
 __device__ __forceinline__ void load_tile(bfloat16* to, int dim, bool vectors, Row row) {
   constexpr int chunks = Columns / 8, all = Rows * chunks;
+  if (vectors) {
 #pragma unroll
-  for (int at = 0; at < all; at += Threads) {
-    const int i = at + int(threadIdx.x) % Threads;
-    if (all % Threads != 0 && i >= all) break;
-    const int column = i % chunks * 8;
-    const bfloat16* from = row(i / chunks);
-    bfloat16* const place = to + i / chunks * tile_stride<Columns> + column;
-    if (vectors) {
+    for (int at = 0; at < all; at += Threads) {
+      const int i = at + int(threadIdx.x) % Threads, column = i % chunks * 8;
+      if (all % Threads != 0 && i >= all) break;
+      const bfloat16* const from = row(i / chunks);
       const bool some = from != nullptr && column < dim;
-      copy_async_16(place, some ? from + column : nullptr, some ? 16 : 0);
-    } else {
-      EightElements eight;
-      for (int j = 0; j < 8; ++j)
-        eight.x[j] = from != nullptr && column + j < dim ? from[column + j] : bfloat16{};
-      *reinterpret_cast<EightElements*>(place) = eight;
+      copy_async_16(to + i / chunks * tile_stride<Columns> + column, some ? from + column : nullptr,
+                    some ? 16 : 0);
     }
+    return;
+  }
+#pragma unroll 1
+  for (int i = int(threadIdx.x) % Threads; i < Rows * Columns; i += Threads) {
+    const bfloat16* const from = row(i / Columns);
+    const int column = i % Columns;
+    to[i / Columns * tile_stride<Columns> + column] =
+        from != nullptr && column < dim ? from[column] : bfloat16{};
   }
 }
 
@@ -135,23 +138,26 @@ __device__ __forceinline__ void load_tile(bfloat16* to, int dim, bool vectors, R
 template <int Rows, int Columns, int Threads, class Row>
 __device__ __forceinline__ void add_tile(const float* staged, int stride, int dim, bool vectors,
                                          float scale, Row row) {
+  if (!vectors) {
+    for (int i = int(threadIdx.x); i < Rows * Columns; i += Threads) {
+      bfloat16* const to = row(i / Columns);
+      const int column = i % Columns;
+      if (to != nullptr && column < dim)
+        to[column] = bfloat16(float(to[column]) + scale * staged[i / Columns * stride + column]);
+    }
+    return;
+  }
   constexpr int chunks = Columns / 8;
   for (int i = int(threadIdx.x); i < Rows * chunks; i += Threads) {
     const int column = i % chunks * 8;
     bfloat16* const start = row(i / chunks);
     if (start == nullptr || column >= dim) continue;
     const float* const from = staged + i / chunks * stride + column;
-    bfloat16* const to = start + column;
-    EightElements sum;
-    const int count = min(8, dim - column);
-    if (vectors) sum = *reinterpret_cast<const EightElements*>(to);
+    auto& to = *reinterpret_cast<EightElements*>(start + column);
+    EightElements sum = to;
 #pragma unroll
-    for (int j = 0; j < 8; ++j)
-      if (vectors)
-        sum.x[j] = bfloat16(float(sum.x[j]) + scale * from[j]);
-      else if (j < count)
-        to[j] = bfloat16(float(to[j]) + scale * from[j]);
-    if (vectors) *reinterpret_cast<EightElements*>(to) = sum;
+    for (int j = 0; j < 8; ++j) sum.x[j] = bfloat16(float(sum.x[j]) + scale * from[j]);
+    to = sum;
   }
 }
 

@@ -19,6 +19,9 @@ inline constexpr bool has_hopper_instructions = true;
 inline constexpr bool has_hopper_instructions = false;
 #endif
 
+/// Ends the kernel with an error: where it was compiled without these instructions.
+__device__ __forceinline__ void refuse() { __trap(); }
+
 /// Bytes of one swizzled panel row, and where such a panel may begin.
 inline constexpr int panel_bytes = 128, panel_alignment = 1024;
 

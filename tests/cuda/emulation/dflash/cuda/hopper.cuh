@@ -16,6 +16,7 @@
 namespace dflash::cuda {
 
 inline constexpr bool has_hopper_instructions = true;
+[[noreturn]] inline void refuse() { throw cuda_emulation::Misuse("a kernel without its code"); }
 inline constexpr int panel_bytes = 128, panel_alignment = 1024;
 
 template <class T>
