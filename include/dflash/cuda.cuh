@@ -4,6 +4,8 @@
 
 #include "dflash/core/operations.hpp"
 #include "dflash/cuda/adamw.cuh"
+#include "dflash/cuda/attention.cuh"
+#include "dflash/cuda/attention_backward.cuh"
 #include "dflash/cuda/backend.hpp"
 #include "dflash/cuda/columns.cuh"
 #include "dflash/cuda/convert.cuh"
@@ -16,3 +18,10 @@
 #include "dflash/cuda/rope.cuh"
 #include "dflash/cuda/rows.cuh"
 #include "dflash/cuda/swiglu.cuh"
+
+namespace dflash {
+
+static_assert(Operations<CudaBackend<float>>);
+static_assert(Operations<CudaBackend<bfloat16>>);
+
+}  // namespace dflash

@@ -36,7 +36,7 @@ struct HopperCut {
   struct Shared {
     bfloat16 q[groups * panels * panel];
     Stage stage[stages];
-    Barrier k_here[stages], v_here[stages], free[stages];
+    Barrier k_here[stages], v_here[stages], free[stages], partial_v;
     KeyTile tile[stages];
     TileKeys<rows> row_keys;
     KeyTiles<keys> tiles;
@@ -67,52 +67,59 @@ __device__ __forceinline__ void load_panels(bfloat16* to, const QueryTile& tile,
   }
 }
 
-/// The warp that copies: tile after tile into the stage that both groups are done with.
+/// Zeros, by one warp, in the values that no row sees: their probability is 0, but they may be no
+/// numbers.
 template <int D>
-__device__ __forceinline__ void copy_keys(typename HopperCut<D>::Shared& shared,
-                                          const KeyMaps& maps, int kv_head) {
+__device__ __forceinline__ void clear_unseen(bfloat16* values, const KeyTile& tile) {
   using Cut = HopperCut<D>;
-  for (int turn = 0;; ++turn) {
-    const int at = turn % Cut::stages;
-    const KeyTile tile = shared.tiles[turn];
-    // The first round finds the stages free: as if the phase before the first had ended.
-    wait(shared.free[at], unsigned(turn / Cut::stages % 2) ^ 1);
-    if (lane_index() == 0) {
-      shared.tile[at] = tile;
-      if (!tile.exists()) {
-        arrive(shared.k_here[at]);
-      } else {
-        auto& stage = shared.stage[at];
-        const auto copy = [&](bfloat16* to, const TensorMap& map, Barrier& here) {
-          arrive_expecting(here, sizeof(stage.k));
-          for (int p = 0; p < Cut::panels; ++p)
-            copy_panel(to + p * Cut::panel, map, here, p * 64, kv_head, tile.start);
-        };
-        copy(stage.k, tile.own ? maps.k_block : maps.k_context, shared.k_here[at]);
-        copy(stage.v, tile.own ? maps.v_block : maps.v_context, shared.v_here[at]);
-      }
-    }
-    if (!tile.exists()) return;
-    __syncwarp();
-    shared.tiles.find(turn + 2, shared.row_keys);
-  }
-}
-
-/// Zeros in the values that no row sees: their probability is 0, but they may be no numbers.
-template <int D>
-__device__ __forceinline__ void clear_unseen(bfloat16* values, const KeyTile& tile, int group) {
-  using Cut = HopperCut<D>;
+  constexpr int chunks = Cut::panels * 8;
   const int first = tile.first - tile.start, stop = tile.stop - tile.start;
-  if (first <= 0 && stop >= Cut::keys) return;
-  for (int i = int(threadIdx.x) % Cut::group_threads; i < Cut::keys * Cut::panels * 8;
-       i += Cut::group_threads) {
-    const int row = i / (Cut::panels * 8), chunk = i % (Cut::panels * 8);
+  for (int i = lane_index(); i < Cut::keys * chunks; i += warp_size) {
+    const int row = i / chunks, chunk = i % chunks;
     if (row >= first && row < stop) continue;
     char* const panel = reinterpret_cast<char*>(values + chunk / 8 * Cut::panel);
     *reinterpret_cast<EightElements*>(panel + swizzled(row, chunk % 8)) = EightElements{};
   }
   fence_async();
-  sync_some(1 + group, Cut::group_threads);
+  __syncwarp();
+}
+
+/// The warp that copies: tile after tile into the stage that both groups are done with.
+template <int D>
+__device__ __forceinline__ void copy_keys(typename HopperCut<D>::Shared& shared,
+                                          const KeyMaps& maps, int kv_head) {
+  using Cut = HopperCut<D>;
+  unsigned partial_tiles = 0;
+  for (int turn = 0;; ++turn) {
+    const int at = turn % Cut::stages;
+    const KeyTile tile = shared.tiles[turn];
+    // The first round finds the stages free: as if the phase before the first had ended.
+    wait(shared.free[at], unsigned(turn / Cut::stages % 2) ^ 1);
+    auto& stage = shared.stage[at];
+    const bool partial = tile.first > tile.start || tile.stop < tile.start + Cut::keys;
+    Barrier& v_landed = partial ? shared.partial_v : shared.v_here[at];
+    if (lane_index() == 0) {
+      shared.tile[at] = tile;
+      if (!tile.exists()) {
+        arrive(shared.k_here[at]);
+      } else {
+        const auto copy = [&](bfloat16* to, const TensorMap& map, Barrier& landed) {
+          arrive_expecting(landed, sizeof(stage.k));
+          for (int p = 0; p < Cut::panels; ++p)
+            copy_panel(to + p * Cut::panel, map, landed, p * 64, kv_head, tile.start);
+        };
+        copy(stage.k, tile.own ? maps.k_block : maps.k_context, shared.k_here[at]);
+        copy(stage.v, tile.own ? maps.v_block : maps.v_context, v_landed);
+      }
+    }
+    if (!tile.exists()) return;
+    __syncwarp();
+    shared.tiles.find(turn + 2, shared.row_keys);
+    if (!partial) continue;
+    wait(v_landed, partial_tiles++ % 2);
+    clear_unseen<D>(stage.v, tile);
+    if (lane_index() == 0) arrive(shared.v_here[at]);
+  }
 }
 
 /// The scores of a group's rows and a tile's keys.
@@ -170,7 +177,6 @@ __device__ __forceinline__ void attend(typename HopperCut<D>::Shared& shared,
       std::uint32_t p[1][Cut::keys / 16][4];
       round_to_left<1, Cut::keys / 8>(score, p);
       wait(shared.v_here[at], parity);
-      clear_unseen<D>(shared.stage[at].v, now, group);
       multiply_values<D>(out[0], p, shared.stage[at].v);
     }
     arrive(shared.free[at]);
@@ -201,6 +207,7 @@ __global__ void __launch_bounds__(HopperCut<D>::threads, 1)
         begin_barrier(shared.v_here[i], 1);
         begin_barrier(shared.free[i], Cut::groups * Cut::group_threads);
       }
+      begin_barrier(shared.partial_v, 1);
       fence_barriers();
     }
     fence_async();

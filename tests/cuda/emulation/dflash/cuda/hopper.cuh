@@ -117,7 +117,9 @@ inline void wait(Barrier& barrier, unsigned parity) {
     detail::BarrierState& state = detail::state_of(barrier);
     if ((state.phase & 1) != parity) break;
     cuda_emulation::yield_thread("a barrier of shared memory");
+    cuda_emulation::acquire(&barrier);
     state.land();
+    cuda_emulation::release(&barrier);
   }
   cuda_emulation::acquire(&barrier);
 }
@@ -128,6 +130,7 @@ inline void copy_panel(void* shared, const TensorMap& map, Barrier& barrier, int
   if (detail::shared_offset(shared) % panel_alignment != 0)
     throw cuda_emulation::Misuse("copy_panel: a panel begins at a multiple of 1024 bytes");
   cuda_emulation::poison(shared, copy.bytes());
+  cuda_emulation::release(&barrier);
   detail::state_of(barrier).copies.push_back(copy);
 }
 
