@@ -52,6 +52,25 @@ bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
          (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
 }
 
+/// Elements in a backend's memory.
+template <class B, class T>
+class Array {
+ public:
+  Array(B& backend, const std::vector<T>& host)
+      : backend_(&backend), there_(dflash::uploaded(backend, host.data(), index_t(host.size()))) {}
+
+  dflash::View<T, 1> view() { return there_.view(); }
+  std::vector<T> host() const {
+    std::vector<T> values(std::size_t(there_.size()));
+    backend_->download(there_.view().data, values.data(), there_.size());
+    return values;
+  }
+
+ private:
+  B* backend_;
+  dflash::Tensor<B, T, 1> there_;
+};
+
 template <class T>
 dflash::View<T, 1> view(std::vector<T>& v) {
   return {v.data(), {index_t(v.size())}};
@@ -113,39 +132,40 @@ struct Pattern {
 constexpr int patterns = 5;
 
 /// One all-to-all of a pattern: its buffers and what must come out.
-template <class T>
+template <class B, class T>
 struct Exchange {
-  Exchange(int rank, int ranks, Pattern pattern, int salt)
+  Exchange(B& backend, int rank, int ranks, Pattern pattern, int salt)
       : send(pattern.sent(rank, ranks)),
         receive(pattern.received(rank, ranks)),
-        in(values<T>(rank, sum(send), salt)),
-        out(values<T>(99, sum(receive))) {
+        in(backend, values<T>(rank, sum(send), salt)),
+        out(backend, values<T>(99, sum(receive))) {
     for (int from = 0; from < ranks; ++from) {
       const Counts theirs = pattern.sent(from, ranks);
       const auto block = part(values<T>(from, sum(theirs), salt), theirs, rank);
       expected.insert(expected.end(), block.begin(), block.end());
     }
   }
-  bool right() const { return same_bits(out, expected); }
+  bool right() const { return same_bits(out.host(), expected); }
 
   Counts send, receive;
-  std::vector<T> in, out, expected;
+  Array<B, T> in, out;
+  std::vector<T> expected;
 };
 
-template <class T, class C>
+template <class B, class T, class C>
 void check_moves(C& comm) {
-  dflash::CpuBackend<float> backend;
+  B backend;
   const int rank = comm.rank(), ranks = comm.size();
   CAPTURE(rank);
   CAPTURE(ranks);
   for (int round = 0; round < patterns; ++round) {
     CAPTURE(round);
-    Exchange<T> exchange(rank, ranks, {round}, round);
-    const auto before = exchange.in;
-    comm.all_to_all(backend, view(exchange.in), exchange.send, view(exchange.out),
+    Exchange<B, T> exchange(backend, rank, ranks, {round}, round);
+    const auto before = exchange.in.host();
+    comm.all_to_all(backend, exchange.in.view(), exchange.send, exchange.out.view(),
                     exchange.receive);
     CHECK(exchange.right());
-    CHECK(same_bits(exchange.in, before));
+    CHECK(same_bits(exchange.in.host(), before));
 
     const Counts counts = Pattern{round}.sent(1, ranks);  // the same on every rank
     std::vector<T> whole;
@@ -154,75 +174,76 @@ void check_moves(C& comm) {
       whole.insert(whole.end(), theirs.begin(), theirs.end());
     }
     const auto own = values<T>(rank, counts[std::size_t(rank)], round);
-    auto out = values<T>(99, sum(counts));
-    comm.all_gather(backend, view(own), counts, view(out));
-    CHECK(same_bits(out, whole));
+    Array<B, T> own_there(backend, own), out(backend, values<T>(99, sum(counts)));
+    comm.all_gather(backend, own_there.view(), counts, out.view());
+    CHECK(same_bits(out.host(), whole));
 
-    out = values<T>(99, sum(counts));
+    auto mixed = values<T>(99, sum(counts));
     const index_t begin = std::accumulate(counts.begin(), counts.begin() + rank, index_t(0));
-    std::copy(own.begin(), own.end(), out.begin() + begin);
-    comm.all_gather(backend, view(out).rows({begin, begin + index_t(own.size())}), counts,
-                    view(out));
-    CHECK(same_bits(out, whole));
+    std::copy(own.begin(), own.end(), mixed.begin() + begin);
+    Array<B, T> place(backend, mixed);
+    comm.all_gather(backend, place.view().rows({begin, begin + index_t(own.size())}), counts,
+                    place.view());
+    CHECK(same_bits(place.host(), whole));
 
     for (int root = 0; root < ranks; ++root) {
       const index_t n = 400 * round;
-      auto data = values<T>(rank, n, root);
-      comm.broadcast(backend, view(data), root);
-      CHECK(same_bits(data, values<T>(root, n, root)));
+      Array<B, T> data(backend, values<T>(rank, n, root));
+      comm.broadcast(backend, data.view(), root);
+      CHECK(same_bits(data.host(), values<T>(root, n, root)));
     }
   }
 }
 
-template <class T, class C>
+template <class B, class T, class C>
 void check_sums(C& comm) {
-  dflash::CpuBackend<float> backend;
+  B backend;
   const int rank = comm.rank(), ranks = comm.size();
   CAPTURE(rank);
   CAPTURE(ranks);
   for (const index_t n : {0, 1, 2, 5, 1000, 20011}) {
     CAPTURE(n);
-    auto data = values<T>(rank, n, 1);
-    comm.all_reduce_sum(backend, view(data));
-    CHECK(same_bits(data, sum_of_ranks<T>(ranks, n, 1)));
+    Array<B, T> data(backend, values<T>(rank, n, 1));
+    comm.all_reduce_sum(backend, data.view());
+    CHECK(same_bits(data.host(), sum_of_ranks<T>(ranks, n, 1)));
   }
   for (int round = 0; round < patterns; ++round) {
     CAPTURE(round);
     const Counts counts = Pattern{round}.sent(1, ranks);
     const auto expected = part(sum_of_ranks<T>(ranks, sum(counts), 2), counts, rank);
-    auto in = values<T>(rank, sum(counts), 2);
-    auto out = values<T>(99, counts[std::size_t(rank)]);
-    comm.reduce_scatter_sum(backend, view(in), counts, view(out));
-    CHECK(same_bits(out, expected));
-    CHECK(same_bits(in, values<T>(rank, sum(counts), 2)));
+    Array<B, T> in(backend, values<T>(rank, sum(counts), 2)),
+        out(backend, values<T>(99, counts[std::size_t(rank)]));
+    comm.reduce_scatter_sum(backend, in.view(), counts, out.view());
+    CHECK(same_bits(out.host(), expected));
+    CHECK(same_bits(in.host(), values<T>(rank, sum(counts), 2)));
 
     const index_t begin = std::accumulate(counts.begin(), counts.begin() + rank, index_t(0));
-    comm.reduce_scatter_sum(backend, view(in), counts,
-                            view(in).rows({begin, begin + index_t(out.size())}));
-    CHECK(same_bits(part(in, counts, rank), expected));
+    comm.reduce_scatter_sum(backend, in.view(), counts,
+                            in.view().rows({begin, begin + counts[std::size_t(rank)]}));
+    CHECK(same_bits(part(in.host(), counts, rank), expected));
   }
 }
 
-template <class C>
+template <class B, class C>
 void check_started_exchanges(C& comm) {
-  dflash::CpuBackend<float> backend;
+  B backend;
   const int rank = comm.rank(), ranks = comm.size();
   CAPTURE(rank);
   CAPTURE(ranks);
   const auto start = [&](auto& exchange) {
     // The counts may go before the exchange is done, the buffers may not.
     const Counts send = exchange.send, receive = exchange.receive;
-    return comm.start_all_to_all(backend, view(exchange.in), send, view(exchange.out), receive);
+    return comm.start_all_to_all(backend, exchange.in.view(), send, exchange.out.view(), receive);
   };
-  Exchange<float> first(rank, ranks, {4}, 1);
-  Exchange<double> second(rank, ranks, {1}, 2);
-  Exchange<std::uint8_t> third(rank, ranks, {0}, 3);
+  Exchange<B, float> first(backend, rank, ranks, {4}, 1);
+  Exchange<B, double> second(backend, rank, ranks, {1}, 2);
+  Exchange<B, std::uint8_t> third(backend, rank, ranks, {0}, 3);
   {
     auto a = start(first);
     auto b = start(second);
-    auto data = values<double>(rank, 77, 4);
-    comm.all_reduce_sum(backend, view(data));  // in between
-    CHECK(same_bits(data, sum_of_ranks<double>(ranks, 77, 4)));
+    Array<B, double> data(backend, values<double>(rank, 77, 4));
+    comm.all_reduce_sum(backend, data.view());  // in between
+    CHECK(same_bits(data.host(), sum_of_ranks<double>(ranks, 77, 4)));
     [[maybe_unused]] const auto c = start(third);
     b.wait();
     CHECK(second.right());
@@ -235,24 +256,24 @@ void check_started_exchanges(C& comm) {
 
   using Pending = decltype(start(first));
   std::vector<Pending> pending;
-  std::vector<Exchange<std::int32_t>> many;
-  for (int i = 0; i < 12; ++i) many.emplace_back(rank, ranks, Pattern{i % patterns}, i);
+  std::vector<Exchange<B, std::int32_t>> many;
+  for (int i = 0; i < 12; ++i) many.emplace_back(backend, rank, ranks, Pattern{i % patterns}, i);
   for (auto& exchange : many) pending.push_back(start(exchange));
   comm.barrier();
   for (auto& p : pending) p.wait();
   for (const auto& exchange : many) CHECK(exchange.right());
 }
 
-template <class C>
+template <class B, class C>
 void check_split(C& comm) {
-  dflash::CpuBackend<float> backend;
+  B backend;
   const int rank = comm.rank(), ranks = comm.size();
   CAPTURE(rank);
   CAPTURE(ranks);
   const auto sum_over = [&](C& part) {
-    std::vector<std::int64_t> data(3, std::int64_t(1) << rank);
-    part.all_reduce_sum(backend, view(data));
-    return data[0];
+    Array<B, std::int64_t> data(backend, std::vector<std::int64_t>(3, std::int64_t(1) << rank));
+    part.all_reduce_sum(backend, data.view());
+    return data.host()[0];
   };
   C by_parity = comm.split(rank % 2);
   CHECK(by_parity.size() == (ranks + 1 - rank % 2) / 2);
@@ -275,9 +296,9 @@ void check_split(C& comm) {
   CHECK_THROWS_WITH_AS(comm.split(-1), "split: color -1 is negative", dflash::Error);
 }
 
-template <class C>
+template <class B, class C>
 void check_traffic(C& comm) {
-  dflash::CpuBackend<float> backend;
+  B backend;
   const int rank = comm.rank(), ranks = comm.size();
   CAPTURE(rank);
   CAPTURE(ranks);
@@ -285,25 +306,26 @@ void check_traffic(C& comm) {
   dflash::Traffic expected;
   const index_t others = ranks - 1;
 
-  Exchange<float> a(rank, ranks, {1}, 0);
-  comm.all_to_all(backend, view(a.in), a.send, view(a.out), a.receive);
-  comm.start_all_to_all(backend, view(a.in), a.send, view(a.out), a.receive).wait();
+  Exchange<B, float> a(backend, rank, ranks, {1}, 0);
+  comm.all_to_all(backend, a.in.view(), a.send, a.out.view(), a.receive);
+  comm.start_all_to_all(backend, a.in.view(), a.send, a.out.view(), a.receive).wait();
   expected.all_to_all = {2, 2 * 4 * (sum(a.send) - a.send[std::size_t(rank)])};
 
-  std::vector<double> data(101);
-  comm.all_reduce_sum(backend, view(data));
+  Array<B, double> data(backend, std::vector<double>(101));
+  comm.all_reduce_sum(backend, data.view());
   const index_t slice = 101 / ranks + (rank < 101 % ranks ? 1 : 0);
   expected.all_reduce_sum = {1, 8 * (101 - slice + slice * others)};
 
   const Counts counts = Pattern{4}.sent(0, ranks);
   const index_t own = counts[std::size_t(rank)];
-  std::vector<std::int32_t> whole(std::size_t(sum(counts))), mine(std::size_t(own), 0);
-  comm.reduce_scatter_sum(backend, view(whole), counts, view(mine));
+  Array<B, std::int32_t> whole(backend, std::vector<std::int32_t>(std::size_t(sum(counts)))),
+      mine(backend, std::vector<std::int32_t>(std::size_t(own), 0));
+  comm.reduce_scatter_sum(backend, whole.view(), counts, mine.view());
   expected.reduce_scatter_sum = {1, 4 * (sum(counts) - own)};
-  comm.all_gather(backend, view(mine), counts, view(whole));
+  comm.all_gather(backend, mine.view(), counts, whole.view());
   expected.all_gather = {1, 4 * own * others};
-  std::vector<dflash::bfloat16> halves(11);
-  for (int root = 0; root < ranks; ++root) comm.broadcast(backend, view(halves), root);
+  Array<B, dflash::bfloat16> halves(backend, std::vector<dflash::bfloat16>(11));
+  for (int root = 0; root < ranks; ++root) comm.broadcast(backend, halves.view(), root);
   expected.broadcast = {ranks, 2 * 11 * others};
 
   comm.barrier();
@@ -315,13 +337,14 @@ void check_traffic(C& comm) {
 }
 
 /// Arguments that are wrong on every rank: an error on each, and all goes on.
-template <class C>
+template <class B, class C>
 void check_arguments(C& comm) {
   using dflash::Error;
-  dflash::CpuBackend<float> backend;
+  B backend;
   const int rank = comm.rank(), ranks = comm.size();
   const auto p = std::size_t(ranks);
-  std::vector<float> in(2 * p, 1.0f), out(2 * p, 0.0f);
+  Array<B, float> in(backend, std::vector<float>(2 * p, 1.0f)),
+      out(backend, std::vector<float>(2 * p, 0.0f));
   const Counts two(p, 2), three(p, 3), many(p + 1, 2);
   Counts negative = two;
   negative[0] = -2;
@@ -335,7 +358,7 @@ void check_arguments(C& comm) {
     return "no error";
   };
   const auto exchange = [&](const Counts& send, const Counts& receive) {
-    return text([&] { comm.all_to_all(backend, view(in), send, view(out), receive); });
+    return text([&] { comm.all_to_all(backend, in.view(), send, out.view(), receive); });
   };
   CHECK(exchange(many, two) ==
         "all_to_all: " + std::to_string(ranks + 1) + " send counts for " + n + " ranks");
@@ -344,40 +367,40 @@ void check_arguments(C& comm) {
   CHECK(exchange(two, three) == "all_to_all: the receive counts add up to " +
                                     std::to_string(3 * ranks) + ", the buffer holds " + n2 +
                                     " elements");
-  CHECK(text([&] { comm.all_to_all(backend, view(out), two, view(out), two); }) ==
+  CHECK(text([&] { comm.all_to_all(backend, out.view(), two, out.view(), two); }) ==
         "all_to_all: in and out overlap");
-  CHECK(text([&] { comm.start_all_to_all(backend, view(in), three, view(out), two); }) ==
+  CHECK(text([&] { comm.start_all_to_all(backend, in.view(), three, out.view(), two); }) ==
         "all_to_all: the send counts add up to " + std::to_string(3 * ranks) +
             ", the buffer holds " + n2 + " elements");
-  CHECK(text([&] { comm.all_gather(backend, view(in), two, view(out)); }) ==
+  CHECK(text([&] { comm.all_gather(backend, in.view(), two, out.view()); }) ==
         (ranks == 1 ? "no error"
                     : "all_gather: the count of rank " + std::to_string(rank) +
                           " is 2, its buffer holds " + n2 + " elements"));
-  CHECK(text([&] { comm.reduce_scatter_sum(backend, view(in), three, view(out)); }) ==
+  CHECK(text([&] { comm.reduce_scatter_sum(backend, in.view(), three, out.view()); }) ==
         "reduce_scatter_sum: the part counts add up to " + std::to_string(3 * ranks) +
             ", the buffer holds " + n2 + " elements");
   if (ranks > 1) {
     const index_t elsewhere = rank == 0 ? 1 : 0;
     CHECK(text([&] {
-            comm.reduce_scatter_sum(backend, view(in), two,
-                                    view(in).rows({elsewhere, elsewhere + 2}));
+            comm.reduce_scatter_sum(backend, in.view(), two,
+                                    in.view().rows({elsewhere, elsewhere + 2}));
           }) == "reduce_scatter_sum: in and out overlap");
     CHECK(text([&] {
-            comm.all_gather(backend, view(out).rows({elsewhere, elsewhere + 2}), two, view(out));
+            comm.all_gather(backend, out.view().rows({elsewhere, elsewhere + 2}), two, out.view());
           }) == "all_gather: in and out overlap");
   }
-  CHECK(text([&] { comm.broadcast(backend, view(out), ranks); }) ==
+  CHECK(text([&] { comm.broadcast(backend, out.view(), ranks); }) ==
         "broadcast: root " + n + " is none of " + n + " ranks");
-  CHECK(text([&] { comm.broadcast(backend, view(out), -1); }) ==
+  CHECK(text([&] { comm.broadcast(backend, out.view(), -1); }) ==
         "broadcast: root -1 is none of " + n + " ranks");
-  comm.all_to_all(backend, view(in), two, view(out), two);
-  CHECK(out == in);
+  comm.all_to_all(backend, in.view(), two, out.view(), two);
+  CHECK(out.host() == in.host());
 }
 
 /// Any order of any collectives, the same on all ranks.
-template <class C>
+template <class B, class C>
 void check_random_mix(C& comm, int collectives, unsigned seed) {
-  dflash::CpuBackend<float> backend;
+  B backend;
   const int rank = comm.rank(), ranks = comm.size();
   CAPTURE(rank);
   CAPTURE(seed);
@@ -389,30 +412,30 @@ void check_random_mix(C& comm, int collectives, unsigned seed) {
     const int round = int(random() % patterns), root = int(random() % unsigned(ranks));
     const index_t n = index_t(random() % 3000);
     if (kind == 0) {
-      Exchange<double> exchange(rank, ranks, {round}, salt);
-      comm.all_to_all(backend, view(exchange.in), exchange.send, view(exchange.out),
+      Exchange<B, double> exchange(backend, rank, ranks, {round}, salt);
+      comm.all_to_all(backend, exchange.in.view(), exchange.send, exchange.out.view(),
                       exchange.receive);
       right = right && exchange.right();
     } else if (kind == 1) {
-      auto data = values<float>(rank, n, salt);
-      comm.all_reduce_sum(backend, view(data));
-      right = right && same_bits(data, sum_of_ranks<float>(ranks, n, salt));
+      Array<B, float> data(backend, values<float>(rank, n, salt));
+      comm.all_reduce_sum(backend, data.view());
+      right = right && same_bits(data.host(), sum_of_ranks<float>(ranks, n, salt));
     } else if (kind == 2) {
-      auto data = values<float>(rank, n, salt);
-      comm.broadcast(backend, view(data), root);
-      right = right && same_bits(data, values<float>(root, n, salt));
+      Array<B, float> data(backend, values<float>(rank, n, salt));
+      comm.broadcast(backend, data.view(), root);
+      right = right && same_bits(data.host(), values<float>(root, n, salt));
     } else if (kind == 3) {
-      auto data = values<std::int64_t>(half.rank(), n, salt);
-      half.all_reduce_sum(backend, view(data));
-      right = right && same_bits(data, sum_of_ranks<std::int64_t>(half.size(), n, salt));
+      Array<B, std::int64_t> data(backend, values<std::int64_t>(half.rank(), n, salt));
+      half.all_reduce_sum(backend, data.view());
+      right = right && same_bits(data.host(), sum_of_ranks<std::int64_t>(half.size(), n, salt));
     } else if (kind == 4) {
       comm.barrier();
     } else {
-      Exchange<float> outer(rank, ranks, {round}, salt);
-      Exchange<float> inner(half.rank(), half.size(), {4}, salt);
-      auto pending = comm.start_all_to_all(backend, view(outer.in), outer.send, view(outer.out),
+      Exchange<B, float> outer(backend, rank, ranks, {round}, salt);
+      Exchange<B, float> inner(backend, half.rank(), half.size(), {4}, salt);
+      auto pending = comm.start_all_to_all(backend, outer.in.view(), outer.send, outer.out.view(),
                                            outer.receive);
-      half.all_to_all(backend, view(inner.in), inner.send, view(inner.out), inner.receive);
+      half.all_to_all(backend, inner.in.view(), inner.send, inner.out.view(), inner.receive);
       pending.wait();
       right = right && inner.right() && outer.right();
     }
@@ -420,30 +443,30 @@ void check_random_mix(C& comm, int collectives, unsigned seed) {
   CHECK(right);
 }
 
-/// Everything above. run(body) calls body(communicator) on every rank.
-template <class Run>
+/// Everything above, on a backend's memory. run(body) calls body(communicator) on every rank.
+template <class B = dflash::CpuBackend<float>, class Run>
 void check_communicator(const Run& run) {
   run([](auto comm) {
-    check_moves<float>(comm);
-    check_moves<double>(comm);
-    check_moves<std::int32_t>(comm);
-    check_moves<std::int64_t>(comm);
-    check_moves<std::uint8_t>(comm);
-    check_moves<dflash::bfloat16>(comm);
+    check_moves<B, float>(comm);
+    check_moves<B, double>(comm);
+    check_moves<B, std::int32_t>(comm);
+    check_moves<B, std::int64_t>(comm);
+    check_moves<B, std::uint8_t>(comm);
+    check_moves<B, dflash::bfloat16>(comm);
   });
   run([](auto comm) {
-    check_sums<float>(comm);
-    check_sums<double>(comm);
-    check_sums<std::int32_t>(comm);
-    check_sums<std::int64_t>(comm);
-    check_sums<std::uint8_t>(comm);
+    check_sums<B, float>(comm);
+    check_sums<B, double>(comm);
+    check_sums<B, std::int32_t>(comm);
+    check_sums<B, std::int64_t>(comm);
+    check_sums<B, std::uint8_t>(comm);
   });
-  run([](auto comm) { check_started_exchanges(comm); });
-  run([](auto comm) { check_split(comm); });
-  run([](auto comm) { check_traffic(comm); });
-  run([](auto comm) { check_arguments(comm); });
+  run([](auto comm) { check_started_exchanges<B>(comm); });
+  run([](auto comm) { check_split<B>(comm); });
+  run([](auto comm) { check_traffic<B>(comm); });
+  run([](auto comm) { check_arguments<B>(comm); });
   run([](auto comm) {
-    for (unsigned seed = 1; seed <= 3; ++seed) check_random_mix(comm, 40, seed);
+    for (unsigned seed = 1; seed <= 3; ++seed) check_random_mix<B>(comm, 40, seed);
   });
 }
 

@@ -1,9 +1,11 @@
 #include "emulation/runtime.hpp"
 
+#include <condition_variable>
 #include <cstdlib>
 #include <cstring>
 #include <deque>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <vector>
 
@@ -11,10 +13,11 @@
 
 namespace cuda_emulation {
 
-/// Work in order, run by whoever waits for it.
+/// Work in order, run by whoever waits for it, one piece at a time.
 struct Stream {
   std::mutex queue_mutex;
-  std::recursive_mutex run_mutex;
+  std::condition_variable changed;
+  bool running = false;
   std::deque<std::function<void()>> queue;
   std::size_t put = 0, done = 0;
 
@@ -27,22 +30,38 @@ struct Stream {
     std::lock_guard lock(queue_mutex);
     return put;
   }
-  /// Runs the queue until `number` pieces of work are done.
+  /// Returns when `number` pieces of work are done, whoever did them. Two threads that drive
+  /// streams which wait for each other both go on, since neither keeps a stream longer than a
+  /// piece.
   void run_to(std::size_t number) {
-    std::lock_guard running(run_mutex);
-    for (;;) {
-      std::function<void()> work;
-      {
-        std::lock_guard lock(queue_mutex);
-        if (done >= number || queue.empty()) return;
-        work = std::move(queue.front());
-        queue.pop_front();
-      }
-      const DeviceMemory::Open open(device_memory());
-      work();
-      std::lock_guard lock(queue_mutex);
-      ++done;
+    std::unique_lock lock(queue_mutex);
+    while (done < number && (running || !queue.empty())) {
+      if (running)
+        changed.wait(lock);
+      else
+        run_next(lock);
     }
+  }
+
+ private:
+  void run_next(std::unique_lock<std::mutex>& lock) {
+    struct Turn {
+      Stream& stream;
+      std::unique_lock<std::mutex>& lock;
+      ~Turn() {
+        lock.lock();
+        stream.running = false;
+        ++stream.done;
+        stream.changed.notify_all();
+      }
+    };
+    const auto work = std::move(queue.front());
+    queue.pop_front();
+    running = true;
+    lock.unlock();
+    const Turn turn{*this, lock};
+    const DeviceMemory::Open open(device_memory());
+    work();
   }
 };
 
@@ -55,8 +74,9 @@ namespace {
 
 std::mutex registry_mutex;
 std::vector<Stream*> streams;
-std::map<const void*, int> shared_limit;    // of kernels
-std::map<const char*, std::size_t> pinned;  // begin, bytes
+std::vector<std::unique_ptr<Stream>> ended_streams;  // of which events may still be asked
+std::map<const void*, int> shared_limit;             // of kernels
+std::map<const char*, std::size_t> pinned;           // begin, bytes
 constexpr std::size_t plain_shared = 48 << 10, most_shared = 227 << 10;
 
 Stream& stream_of(cudaStream_t stream) {
@@ -215,7 +235,7 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   stream->run_to(stream->last());
   std::lock_guard lock(registry_mutex);
   std::erase(streams, stream);
-  delete stream;
+  ended_streams.emplace_back(stream);
   return cudaSuccess;
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {

@@ -1,0 +1,310 @@
+#pragma once
+
+#include <cuda_runtime.h>
+#include <nccl.h>
+
+#include <algorithm>
+#include <chrono>
+#include <memory>
+#include <numeric>
+#include <span>
+#include <string>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "dflash/comm/communicator.hpp"
+#include "dflash/comm/host_memory.hpp"
+#include "dflash/core/tensor.hpp"
+#include "dflash/cuda/expects.hpp"
+#include "dflash/nccl/expects.hpp"
+#include "dflash/nccl/group.hpp"
+#include "dflash/nccl/watchdog.hpp"
+
+namespace dflash {
+
+/// A backend whose work is in the order of a CUDA stream.
+template <class B>
+concept StreamBackend = Backend<B> && requires(const B& b) {
+  { b.stream() } -> std::same_as<cudaStream_t>;
+};
+
+/// An all-to-all that has started on NCCL's stream; see CommunicatorFor.
+class PendingNcclExchange {
+ public:
+  PendingNcclExchange() = default;
+  PendingNcclExchange(cudaStream_t stream, std::shared_ptr<detail::CudaMark> done)
+      : stream_(stream), done_(std::move(done)) {}
+  PendingNcclExchange(PendingNcclExchange&& o) noexcept = default;
+  PendingNcclExchange& operator=(PendingNcclExchange&& o) {
+    wait();
+    stream_ = o.stream_, done_ = std::move(o.done_);
+    return *this;
+  }
+  ~PendingNcclExchange() {
+    if (done_ != nullptr) cudaStreamWaitEvent(stream_, done_->get(), 0);
+  }
+
+  /// What the backend does from now on comes after the exchange. The host goes on.
+  void wait() {
+    if (const auto done = std::move(done_))
+      cuda_expects(cudaStreamWaitEvent(stream_, done->get(), 0), "all_to_all");
+  }
+
+ private:
+  cudaStream_t stream_ = nullptr;
+  std::shared_ptr<detail::CudaMark> done_;
+};
+
+struct NcclOptions {
+  std::chrono::duration<double> time_out = std::chrono::minutes(30);
+  index_t scratch_bytes = index_t(256) << 20;  // what a sum may receive at a time
+};
+
+/// Ranks that hold a GPU each, moving its memory by NCCL on a stream of its own, beside the
+/// backend's. Sums are made here, in the order of the ranks, so that they have the bits of every
+/// other communicator. `H` is a communicator of the ranks' hosts: threads of one process, each with
+/// its own current device, or MPI processes.
+template <Communicator H>
+class NcclCommunicator {
+ public:
+  /// No team.
+  NcclCommunicator() = default;
+  /// All ranks of `host`; the calling thread's current device is this rank's. Error after the
+  /// time-out if a rank does not come.
+  explicit NcclCommunicator(H host, NcclOptions options = {})
+      : host_(std::move(host)), options_(options) {
+    ncclUniqueId id{};
+    if (host_.rank() == 0) nccl_expects(ncclGetUniqueId(&id), "ncclGetUniqueId");
+    HostMemory memory;
+    host_.broadcast(memory, View<char, 1>{id.internal, {index_t(sizeof id.internal)}}, 0);
+    group_ = std::make_shared<detail::NcclGroup>(
+        host_.rank(), host_.size(), make_watchdog(), [&](ncclComm_t* comm, ncclConfig_t* config) {
+          return ncclCommInitRankConfig(comm, host_.size(), id, host_.rank(), config);
+        });
+  }
+
+  int rank() const { return group_ ? group_->rank() : 0; }
+  int size() const { return group_ ? group_->size() : 0; }
+  const Traffic& traffic() const { return traffic_; }
+
+  NcclCommunicator split(int color) {
+    detail::check_color(color);
+    begin();
+    NcclCommunicator part;
+    part.host_ = host_.split(color);
+    part.options_ = options_;
+    part.group_ = std::make_shared<detail::NcclGroup>(
+        part.host_.rank(), part.host_.size(), group_->watchdog(),
+        [&](ncclComm_t* comm, ncclConfig_t* config) {
+          return ncclCommSplit(group_->comm(), color, rank(), comm, config);
+        });
+    group_->settle("ncclCommSplit");
+    return part;
+  }
+
+  /// Of the hosts: work on the devices may still be under way.
+  void barrier() {
+    begin();
+    host_.barrier();
+  }
+
+  [[noreturn]] void abort(const std::string& why) {
+    if (group_) group_->watchdog()->fail(why);
+    host_.abort(why);
+  }
+
+  template <StreamBackend B, class T>
+  PendingNcclExchange start_all_to_all(B& backend, In<T, 1> in,
+                                       std::span<const index_t> send_counts, View<T, 1> out,
+                                       std::span<const index_t> receive_counts) {
+    detail::check_all_to_all<T>(in, send_counts, out, receive_counts, rank(), size());
+    traffic_.all_to_all.add(bytes<T>(detail::sent_to_others(send_counts, rank())));
+    begin();
+    follow(backend);
+    const auto me = std::size_t(rank());
+    copy(in.data + detail::offset_of(send_counts, rank()), send_counts[me],
+         out.data + detail::offset_of(receive_counts, rank()));
+    group_->together("all_to_all", [&] {
+      for (int step = 1; step < size(); ++step) {
+        const int to = (rank() + step) % size(), from = (rank() - step + size()) % size();
+        send(in.data + detail::offset_of(send_counts, to), send_counts[std::size_t(to)], to);
+        receive(out.data + detail::offset_of(receive_counts, from),
+                receive_counts[std::size_t(from)], from);
+      }
+    });
+    return {backend.stream(), mark("all_to_all")};
+  }
+  template <StreamBackend B, class T>
+  void all_to_all(B& backend, In<T, 1> in, std::span<const index_t> send_counts, View<T, 1> out,
+                  std::span<const index_t> receive_counts) {
+    start_all_to_all(backend, in, send_counts, out, receive_counts).wait();
+  }
+
+  template <StreamBackend B, class T>
+  requires std::is_arithmetic_v<T>
+  void all_reduce_sum(B& backend, View<T, 1> data) {
+    const auto counts = detail::even_counts(data.size(), size());
+    const index_t own = counts[std::size_t(rank())];
+    traffic_.all_reduce_sum.add(
+        bytes<T>(detail::sent_to_others(counts, rank()) + own * (size() - 1)));
+    begin();
+    T* const slice = data.data + detail::offset_of(counts, rank());
+    add_up<T>(backend, "all_reduce_sum", data.data, counts, slice);
+    gather<T>(backend, "all_reduce_sum", slice, counts, data.data);
+  }
+
+  template <StreamBackend B, class T>
+  requires std::is_arithmetic_v<T>
+  void reduce_scatter_sum(B& backend, In<T, 1> in, std::span<const index_t> counts,
+                          View<T, 1> out) {
+    detail::check_reduce_scatter<T>(in, counts, out, rank(), size());
+    traffic_.reduce_scatter_sum.add(bytes<T>(detail::sent_to_others(counts, rank())));
+    begin();
+    add_up<T>(backend, "reduce_scatter_sum", in.data, counts, out.data);
+  }
+
+  template <StreamBackend B, class T>
+  void all_gather(B& backend, In<T, 1> in, std::span<const index_t> counts, View<T, 1> out) {
+    detail::check_all_gather<T>(in, counts, out, rank(), size());
+    traffic_.all_gather.add(bytes<T>(in.size() * (size() - 1)));
+    begin();
+    gather<T>(backend, "all_gather", in.data, counts, out.data);
+  }
+
+  template <StreamBackend B, class T>
+  void broadcast(B& backend, View<T, 1> data, int root) {
+    detail::check_root(root, size());
+    traffic_.broadcast.add(rank() == root ? bytes<T>(data.size() * (size() - 1)) : 0);
+    begin();
+    follow(backend);
+    group_->together("broadcast", [&] {
+      if (rank() != root) return receive(data.data, data.size(), root);
+      for (int peer = 0; peer < size(); ++peer)
+        if (peer != root) send(data.data, data.size(), peer);
+    });
+    lead(backend, "broadcast");
+  }
+
+ private:
+  std::shared_ptr<detail::NcclWatchdog> make_watchdog() {
+    // Apart from every other group: the watchdogs use it while the ranks are anywhere.
+    const auto afterwards = std::make_shared<H>(host_.split(0));
+    const auto gather_numbers = [afterwards](index_t own) {
+      const auto size = std::size_t(afterwards->size());
+      std::vector<index_t> all(size), ones(size, 1);
+      HostMemory memory;
+      afterwards->all_gather(memory, In<index_t, 1>{&own, {1}}, ones,
+                             View<index_t, 1>{all.data(), {index_t(size)}});
+      return all;
+    };
+    return std::make_shared<detail::NcclWatchdog>(detail::NcclWatchdog::Options{
+        options_.time_out.count(), host_.rank(), gather_numbers,
+        [afterwards](const std::string& why) { afterwards->abort(why); }});
+  }
+
+  void begin() {
+    expects(group_ != nullptr, "NcclCommunicator: this one has no team");
+    group_->watchdog()->begin();
+  }
+
+  template <class T>
+  static constexpr index_t bytes(index_t elements) {
+    static_assert(std::is_trivially_copyable_v<T>);
+    return elements * index_t(sizeof(T));
+  }
+
+  /// NCCL's stream goes on after what the backend has been given so far.
+  template <class B>
+  void follow(B& backend) {
+    const detail::CudaMark ready;
+    cuda_expects(cudaEventRecord(ready.get(), backend.stream()), "a collective");
+    cuda_expects(cudaStreamWaitEvent(group_->stream(), ready.get(), 0), "a collective");
+  }
+  /// The end of what NCCL's stream has been given so far.
+  std::shared_ptr<detail::CudaMark> mark(const char* collective) {
+    auto done = std::make_shared<detail::CudaMark>();
+    cuda_expects(cudaEventRecord(done->get(), group_->stream()), collective);
+    group_->watchdog()->started(collective, done);
+    return done;
+  }
+  /// The backend goes on after what NCCL's stream has been given so far.
+  template <class B>
+  void lead(B& backend, const char* collective) {
+    PendingNcclExchange(backend.stream(), mark(collective)).wait();
+  }
+
+  template <class T>
+  void copy(const T* from, index_t n, T* to) {
+    if (n > 0 && from != to)
+      cuda_expects(cudaMemcpyAsync(to, from, std::size_t(bytes<T>(n)), cudaMemcpyDeviceToDevice,
+                                   group_->stream()),
+                   "a collective");
+  }
+  template <class T>
+  void send(const T* from, index_t n, int peer) {
+    if (n > 0)
+      nccl_expects(ncclSend(from, std::size_t(bytes<T>(n)), ncclUint8, peer, group_->comm(),
+                            group_->stream()),
+                   "ncclSend");
+  }
+  template <class T>
+  void receive(T* to, index_t n, int peer) {
+    if (n > 0)
+      nccl_expects(
+          ncclRecv(to, std::size_t(bytes<T>(n)), ncclUint8, peer, group_->comm(), group_->stream()),
+          "ncclRecv");
+  }
+
+  /// out = sum over ranks of this rank's part. In rounds, so that what is received at a time is
+  /// bounded.
+  template <class T, StreamBackend B>
+  void add_up(B& backend, const char* collective, const T* in, std::span<const index_t> counts,
+              T* out) {
+    const index_t most = *std::max_element(counts.begin(), counts.end());
+    const index_t own = counts[std::size_t(rank())], begin_own = detail::offset_of(counts, rank());
+    const index_t segment = std::max<index_t>(1, options_.scratch_bytes / bytes<T>(size()));
+    Tensor<B, T, 1> scratch(backend, {std::min(segment, own) * size()});
+    for (index_t begin = 0; begin < most; begin += segment) {
+      const auto now = [&](index_t count) {
+        return std::clamp<index_t>(count - begin, 0, segment);
+      };
+      const View<T, 2> parts{scratch.view().data, {size(), now(own)}};
+      follow(backend);
+      copy(in + begin_own + begin, now(own), parts.rows({rank(), rank() + 1}).data);
+      group_->together(collective, [&] {
+        for (int step = 1; step < size(); ++step) {
+          const int to = (rank() + step) % size(), from = (rank() - step + size()) % size();
+          send(in + detail::offset_of(counts, to) + begin, now(counts[std::size_t(to)]), to);
+          receive(parts.rows({from, from + 1}).data, now(own), from);
+        }
+      });
+      lead(backend, collective);
+      if (now(own) > 0)
+        sum_of_parts(backend, View<const T, 2>(parts), View<T, 1>{out + begin, {now(own)}});
+    }
+  }
+
+  template <class T, StreamBackend B>
+  void gather(B& backend, const char* collective, const T* in, std::span<const index_t> counts,
+              T* out) {
+    const index_t own = counts[std::size_t(rank())];
+    follow(backend);
+    copy(in, own, out + detail::offset_of(counts, rank()));
+    group_->together(collective, [&] {
+      for (int step = 1; step < size(); ++step) {
+        const int to = (rank() + step) % size(), from = (rank() - step + size()) % size();
+        send(in, own, to);
+        receive(out + detail::offset_of(counts, from), counts[std::size_t(from)], from);
+      }
+    });
+    lead(backend, collective);
+  }
+
+  H host_;
+  NcclOptions options_;
+  std::shared_ptr<detail::NcclGroup> group_;
+  Traffic traffic_;
+};
+
+}  // namespace dflash

@@ -1,0 +1,63 @@
+#include "dflash/nccl.hpp"
+
+#include <doctest/doctest.h>
+
+#include <chrono>
+#include <string>
+
+#include "comm/communicator_suite.hpp"
+#include "dflash/comm/thread_communicator.hpp"
+#include "dflash/cuda/elementwise.cuh"
+#include "dflash/cuda/sum_of_parts.cuh"
+
+// NcclCommunicator between ranks that are threads, through the emulated seam.
+
+using namespace dflash;
+using namespace std::chrono_literals;
+using Nccl = NcclCommunicator<ThreadCommunicator>;
+using B = CudaBackend<float>;
+
+static_assert(CommunicatorFor<Nccl, B>);
+static_assert(CommunicatorFor<Nccl, CudaBackend<bfloat16>>);
+
+TEST_CASE("ranks that hold a GPU each are ranks of a communicator") {
+  for (const int ranks : {1, 2, 3, 4}) {
+    CAPTURE(ranks);
+    communicator_suite::check_communicator<B>([&](auto body) {
+      ThreadCommunicator::run(ranks, [&](ThreadCommunicator host) { body(Nccl(std::move(host))); },
+                              {.time_out = 60s});
+    });
+  }
+}
+
+TEST_CASE("a sum is the same in rounds") {
+  ThreadCommunicator::run(3, [](ThreadCommunicator host) {
+    Nccl comm(std::move(host), {.scratch_bytes = 3 * 4 * 7});
+    communicator_suite::check_sums<B, float>(comm);
+    communicator_suite::check_sums<B, double>(comm);
+  });
+}
+
+TEST_CASE("a rank that stalls is named, and the job ends") {
+  std::string text;
+  try {
+    ThreadCommunicator::run(3,
+                            [](ThreadCommunicator host) {
+                              const int rank = host.rank();
+                              Nccl comm(std::move(host), {.time_out = 500ms});
+                              B backend;
+                              Tensor<B, float, 1> x(backend, {1000});
+                              fill(backend, x.view(), 1);
+                              comm.all_reduce_sum(backend, x.view());
+                              if (rank == 1) std::this_thread::sleep_for(3s);
+                              comm.all_reduce_sum(backend, x.view());
+                              backend.synchronize();
+                              comm.barrier();
+                            },
+                            {.time_out = 2s});
+  } catch (const Error& error) {
+    text = error.what();
+  }
+  INFO(text);
+  CHECK(text.find("for rank 1") != std::string::npos);
+}
