@@ -16,27 +16,26 @@ namespace {
 
 using namespace dflash;
 using T = bfloat16;
-using Backend = CudaBackend<T>;
+using Gpu = CudaBackend<T>;
 
 constexpr index_t heads = 32, kv_heads = 8, dim = 128, block_size = 16;
 constexpr index_t block_pairs = block_size * heads / kv_heads;  // of one key/value head
 
 struct Problem {
-  Backend& backend;
+  Gpu& backend;
   index_t context, blocks, rows = blocks * block_size;
   std::vector<index_t> begin = std::vector<index_t>(std::size_t(blocks), 0), end = begin;
-  Tensor<Backend, index_t, 1> device_begin, device_end;
-  Tensor<Backend, T, 3> q{backend, {rows, heads, dim}}, y{backend, {rows, heads, dim}},
+  Tensor<Gpu, index_t, 1> device_begin, device_end;
+  Tensor<Gpu, T, 3> q{backend, {rows, heads, dim}}, y{backend, {rows, heads, dim}},
       dy{backend, {rows, heads, dim}}, dq{backend, {rows, heads, dim}};
-  Tensor<Backend, T, 3> kc{backend, {context, kv_heads, dim}},
-      vc{backend, {context, kv_heads, dim}}, dkc{backend, {context, kv_heads, dim}},
-      dvc{backend, {context, kv_heads, dim}};
-  Tensor<Backend, T, 3> kb{backend, {rows, kv_heads, dim}}, vb{backend, {rows, kv_heads, dim}},
+  Tensor<Gpu, T, 3> kc{backend, {context, kv_heads, dim}}, vc{backend, {context, kv_heads, dim}},
+      dkc{backend, {context, kv_heads, dim}}, dvc{backend, {context, kv_heads, dim}};
+  Tensor<Gpu, T, 3> kb{backend, {rows, kv_heads, dim}}, vb{backend, {rows, kv_heads, dim}},
       dkb{backend, {rows, kv_heads, dim}}, dvb{backend, {rows, kv_heads, dim}};
-  Tensor<Backend, float, 2> lse{backend, {rows, heads}}, delta{backend, {rows, heads}};
+  Tensor<Gpu, float, 2> lse{backend, {rows, heads}}, delta{backend, {rows, heads}};
   AttentionRule rule;
 
-  Problem(Backend& b, index_t s, index_t n) : backend(b), context(s), blocks(n) {
+  Problem(Gpu& b, index_t s, index_t n) : backend(b), context(s), blocks(n) {
     for (index_t i = 0; i < blocks; ++i) end[std::size_t(i)] = context * (i + 1) / blocks;
     device_begin = uploaded(backend, begin.data(), blocks);
     device_end = uploaded(backend, end.data(), blocks);
@@ -94,7 +93,7 @@ struct Problem {
 };
 
 template <class F>
-double milliseconds(Backend& backend, int times, F f) {
+double milliseconds(Gpu& backend, int times, F f) {
   cudaEvent_t start, stop;
   cuda_expects(cudaEventCreate(&start), "an event");
   cuda_expects(cudaEventCreate(&stop), "an event");
@@ -127,7 +126,7 @@ int main(int count, char** arguments) {
   cudaDeviceProp properties;
   cuda_expects(cudaGetDeviceProperties(&properties, 0), "the device");
   std::printf("%s, median of %d\n", properties.name, times);
-  Backend backend;
+  Gpu backend;
   using Forward = cuda::ForwardCut<dim>;
   using Query = cuda::QueryGradientCut<dim>;
   using Key = cuda::KeyGradientCut<dim>;

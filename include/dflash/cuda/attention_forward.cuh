@@ -125,12 +125,56 @@ __device__ __forceinline__ void store_rows(const Accumulator<M, D / 8>& y,
   }
 }
 
-/// One block per tile of query rows and key/value head. The next keys and values are copied while
-/// these are multiplied.
+/// Stores what a warp's rows got of one part of the keys.
+template <int D, int M>
+__device__ __forceinline__ void store_part(const Accumulator<M, D / 8>& y,
+                                           const RunningSoftmax<M>& softmax, const KeyParts& parts,
+                                           int part, const QueryTile& tile, int first,
+                                           const AttentionShape& a) {
+  const int column = lane_index() % 4 * 2;
+#pragma unroll
+  for (int m = 0; m < M; ++m)
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const float sum = softmax.sum[m][half], share = sum > 0 ? 1 / sum : 0;
+      const int i = first + m * 16 + half * 8 + lane_index() / 4;
+      if (i >= tile.size) continue;
+      const index_t at = index_t(part) * a.rows() * a.heads + tile.source(i);
+      if (column == 0) parts.lse[at] = softmax.top[m][half] * a.scale + logf(sum);
+#pragma unroll
+      for (int n = 0; n < D / 8; ++n)
+#pragma unroll
+        for (int j = 0; j < 2; ++j)
+          if (const int c = n * 8 + column + j; c < a.dim)
+            parts.y[at * a.dim + c] = y[m][n][half * 2 + j] * share;
+    }
+}
+
+/// y and lse of all parts, one warp for each query row and head.
+static __global__ void merge_parts_kernel(KeyParts parts, index_t rows, int dim, bfloat16* y,
+                                          float* lse) {
+  const index_t row = (index_t(blockIdx.x) * blockDim.x + threadIdx.x) / warp_size;
+  if (row >= rows) return;
+  float top = -INFINITY, sum = 0;
+  for (int part = 0; part < parts.count; ++part) top = fmaxf(top, parts.lse[part * rows + row]);
+  const float base = top == -INFINITY ? 0 : top;
+  for (int part = 0; part < parts.count; ++part) sum += expf(parts.lse[part * rows + row] - base);
+  if (lane_index() == 0) lse[row] = top + logf(sum);
+  const float share = sum > 0 ? 1 / sum : 0;
+  for (int c = lane_index(); c < dim; c += warp_size) {
+    float all = 0;
+    for (int part = 0; part < parts.count; ++part)
+      all += expf(parts.lse[part * rows + row] - base) * parts.y[(part * rows + row) * dim + c];
+    y[row * dim + c] = bfloat16(all * share);
+  }
+}
+
+/// One block per tile of query rows, key/value head and part of the keys. The next keys and values
+/// are copied while these are multiplied.
 template <int D>
 __global__ void __launch_bounds__(ForwardCut<D>::threads, 2)
-    attention_kernel(AttentionShape a, const bfloat16* q, KeyValue<const bfloat16> kv, bfloat16* y,
-                     float* lse) {
+    attention_kernel(AttentionShape a, KeyParts parts, const bfloat16* q,
+                     KeyValue<const bfloat16> kv, bfloat16* y, float* lse) {
   using Cut = ForwardCut<D>;
   constexpr int M = Cut::row_tiles, N = Cut::keys / 8;
   auto& shared = *shared_memory<typename Cut::Shared>();
@@ -140,13 +184,13 @@ __global__ void __launch_bounds__(ForwardCut<D>::threads, 2)
   if (tile.size <= 0) return;
   const int warp = int(threadIdx.x) / warp_size, first = warp * Cut::warp_rows;
 
-  shared.tile.fill(a, tile);
+  shared.tile.fill(a, tile, parts, int(blockIdx.z));
   load_tile<Cut::rows, D, Cut::threads>(shared.q, a.dim, a.vectors, [&](int i) {
     return i < tile.size ? q + tile.source(i) * a.dim : nullptr;
   });
   __syncthreads();
   if (warp == 0) shared.tiles.start(shared.tile);
-  fill_warp_keys(shared.warp_keys[warp], shared.tile.seen + first, Cut::warp_rows);
+  fill_warp_keys(shared.warp_keys[warp], shared.tile.seen, tile, first, Cut::warp_rows);
   __syncthreads();
 
   const auto load = [&](int at, const KeyTile& t) {
@@ -185,18 +229,38 @@ __global__ void __launch_bounds__(ForwardCut<D>::threads, 2)
   copy_async_wait<0>();
   __syncthreads();
   softmax.finish();
+  if (parts.keys > 0) return store_part<D, M>(out, softmax, parts, int(blockIdx.z), tile, first, a);
   store_rows<D, M, tile_stride<D>>(out, softmax, shared.q + first * tile_stride<D>, tile, first, a,
                                    y, lse);
 }
+
+inline constexpr int part_keys = 512;
 
 /// The forward kernel for heads of up to D elements.
 template <int D>
 void launch_attention(CudaBackend<bfloat16>& backend, const AttentionPlan<bfloat16>& plan,
                       const bfloat16* q, KeyValue<const bfloat16> kv, bfloat16* y, float* lse) {
   using Cut = ForwardCut<D>;
+  const AttentionShape& a = plan.shape();
+  const index_t rows = index_t(a.block_count) * a.block_size * a.heads;
+  KeyParts parts;
+  typename CudaBackend<bfloat16>::template Buffer<float> part_y, part_lse;
+  // One token or a few after many: so few blocks would read the keys that memory waits for them.
+  // The parts do not depend on how many rows there are.
+  if (plan.query_tiles(Cut::rows) == 1 && a.context_rows > part_keys) {
+    parts.keys = part_keys;
+    parts.count = int(blocks_for(a.context_rows, part_keys));
+    part_y = backend.template allocate<float>(parts.count * rows * a.dim);
+    part_lse = backend.template allocate<float>(parts.count * rows);
+    parts.y = part_y.data();
+    parts.lse = part_lse.data();
+  }
   launch(backend.stream(), attention_kernel<D>,
-         dim3(plan.query_tiles(Cut::rows), plan.used_kv_heads()), Cut::threads,
-         sizeof(typename Cut::Shared), plan.shape(), q, kv, y, lse);
+         dim3(plan.query_tiles(Cut::rows), plan.used_kv_heads(), unsigned(parts.count)),
+         Cut::threads, sizeof(typename Cut::Shared), a, parts, q, kv, y, lse);
+  if (parts.keys > 0)
+    launch(backend.stream(), merge_parts_kernel, blocks_for(rows * warp_size, 128), 128, 0, parts,
+           rows, a.dim, y, lse);
 }
 
 }  // namespace dflash::cuda

@@ -214,7 +214,7 @@ __global__ void __launch_bounds__(HopperCut<D>::threads, 1)
     __syncthreads();
     if (threadIdx.x / warp_size == 0) shared.tiles.start(shared.row_keys);
     if (group >= 0 && int(threadIdx.x) % Cut::group_threads < warp_size)
-      fill_warp_keys(shared.group_keys[group], shared.row_keys.seen + group * Cut::group_rows,
+      fill_warp_keys(shared.group_keys[group], shared.row_keys.seen, tile, group * Cut::group_rows,
                      Cut::group_rows);
     __syncthreads();
     if (group < 0) {

@@ -37,6 +37,20 @@ struct alignas(16) BlockKeys {
   }
 };
 
+/// Where few query rows see many keys, the context of a sample is cut into parts of `keys` rows,
+/// counted from its first, which different blocks of threads take; 0: it is not.
+struct KeyParts {
+  int keys = 0, count = 1;
+  float *y = nullptr, *lse = nullptr;  // (parts, N * K, heads, D), (parts, N * K, heads)
+
+  /// What lies in a part of the context rows of a sample that begins at row `base`.
+  __device__ KeyRange cut(KeyRange seen, int base, int part) const {
+    if (keys == 0) return seen;
+    const int begin = base + part * keys;
+    return {max(seen.begin, begin), min(seen.end, begin + keys)};
+  }
+};
+
 /// What the kernels of attention know beside their tensors.
 struct AttentionShape {
   const SeenKeys* seen;     // (N * K)

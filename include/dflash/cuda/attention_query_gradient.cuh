@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(QueryGradientCut<D>::threads, 2)
   }
   __syncthreads();
   if (warp == 0) shared.tiles.start(shared.tile);
-  fill_warp_keys(shared.warp_keys[warp], shared.tile.seen + first, Cut::warp_rows);
+  fill_warp_keys(shared.warp_keys[warp], shared.tile.seen, tile, first, Cut::warp_rows);
   __syncthreads();
 
   const auto load = [&](int at, const KeyTile& t) {

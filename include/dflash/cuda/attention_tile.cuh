@@ -84,13 +84,25 @@ struct TileKeys {
   BlockKeys blocks[Rows];  // of the tile's blocks
   int block_count;
 
-  /// Every thread of the block calls it; a barrier must follow.
-  __device__ void fill(const AttentionShape& a, const QueryTile& tile) {
-    for (int i = int(threadIdx.x); i < Rows; i += int(blockDim.x))
-      seen[i] = a.seen[tile.row_of(min(i, tile.size - 1))];
+  /// Every thread of the block calls it; a barrier must follow. Of the keys, one part; the blocks'
+  /// own belong to the first.
+  __device__ void fill(const AttentionShape& a, const QueryTile& tile, KeyParts parts = {},
+                       int part = 0) {
+    for (int i = int(threadIdx.x); i < Rows; i += int(blockDim.x)) {
+      const int row = tile.row_of(min(i, tile.size - 1));
+      SeenKeys keys = a.seen[row];
+      if (parts.keys > 0) {
+        keys.context = parts.cut(keys.context, a.blocks[row / a.block_size].base, part);
+        if (part > 0) keys.own = {0, 0};
+      }
+      seen[i] = keys;
+    }
     const int first = tile.row / a.block_size, last = tile.row_of(tile.size - 1) / a.block_size;
-    for (int i = int(threadIdx.x); i <= last - first; i += int(blockDim.x))
-      blocks[i] = a.blocks[first + i];
+    for (int i = int(threadIdx.x); i <= last - first; i += int(blockDim.x)) {
+      BlockKeys keys = a.blocks[first + i];
+      keys.seen = parts.cut(keys.seen, keys.base, part);
+      blocks[i] = keys;
+    }
     if (threadIdx.x == 0) block_count = last - first + 1;
   }
 };
@@ -120,8 +132,12 @@ __device__ __forceinline__ WarpKeys keys_of_rows(const SeenKeys* seen, int rows,
   return {warp_min(k.any_begin), warp_max(k.any_end), warp_max(k.all_begin), warp_min(k.all_end)};
 }
 
-/// keys_of_rows of a warp's rows: of the context, and of the blocks' own.
-__device__ __forceinline__ void fill_warp_keys(WarpKeys (&to)[2], const SeenKeys* seen, int rows) {
+/// keys_of_rows of a warp's rows, [first, first + most) of the tile: of the context, and of the
+/// blocks' own.
+__device__ __forceinline__ void fill_warp_keys(WarpKeys (&to)[2], const SeenKeys* seen,
+                                               const QueryTile& tile, int first, int most) {
+  seen += first;
+  const int rows = min(most, tile.size - first);  // a warp without rows sees nothing
   for (int own = 0; own < 2; ++own) {
     const WarpKeys keys = keys_of_rows(seen, rows, own != 0);
     if (threadIdx.x % warp_size == 0) to[own] = keys;
