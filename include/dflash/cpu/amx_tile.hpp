@@ -19,10 +19,10 @@ struct AmxTile {
     if constexpr (RowTiles == 2 && Vectors == 2) Tiles::template zero<3>();
     for (index_t k = 0; k < t.k; k += 16) {
       Tiles::template load<4>(t.a + k, t.a_row);
-      Tiles::template load<6>(t.panel + k * width, width);
+      Tiles::template load<6>(t.panel + k * t.panel_k, t.panel_k);
       Tiles::template multiply<0, 4, 6>();
       if constexpr (Vectors == 2) {
-        Tiles::template load<7>(t.panel + k * width + 16, width);
+        Tiles::template load<7>(t.panel + k * t.panel_k + 16, t.panel_k);
         Tiles::template multiply<1, 4, 7>();
       }
       if constexpr (RowTiles == 2) {

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 
 #include "dflash/core/tensor.hpp"
 #include "dflash/cpu/backend.hpp"
@@ -16,17 +17,31 @@ namespace dflash::detail {
 inline constexpr index_t column_block_size = 1 << 20, row_block_size = 1 << 17,
                          panel_group_size = 1 << 16;
 
-/// b (k, columns) in panels, one after the other; `panel_k` rows of each lie in memory.
+/// b (k, columns) in panels, one after the other; `panel_k` rows of each lie in memory. Or, with
+/// a row_step, whole panels side by side in rows of a matrix.
 template <class B>
 struct Panels {
   const B* data;
   index_t panel_k, columns;
+  index_t row_step = 0;
+
+  /// Row k of the panel, `width` wide, that begins with column j.
+  const B* at(index_t k, index_t j, index_t width) const {
+    return row_step != 0 ? data + k * row_step + j : data + j * panel_k + k * width;
+  }
+  /// Columns [j, j + width), or what there is of them.
+  Panels part(index_t j, index_t width) const {
+    return {at(0, j, 0), panel_k, std::min(width, columns - j), row_step};
+  }
 };
 
 /// All columns of b in panels.                                      to (padded(columns), depth(k))
 template <class T>
 void pack_panels(const GemmKernel<T>& kernel, Strided<T> b, index_t k, Range columns, T* to) {
-  pack_panels(b, k, columns, kernel.panel_columns(), kernel.lanes, to);
+  on_path(
+      kernel.path,
+      [ =, width = kernel.panel_columns(), narrow = kernel.lanes ]()
+          __attribute__((always_inline)) { pack_panels(b, k, columns, width, narrow, to); });
 }
 
 /// c = a b or c += a b, on this thread, with rows [ks) of b, in elements. `a` gives the rows of a
@@ -44,10 +59,10 @@ void multiply(const GemmKernel<T, A, B>& kernel, RowsOfA a, index_t rows, Panels
       const Strided<A> tile = a(r);
       for (index_t j = g; j < std::min(b.columns, g + group); j += panel) {
         const index_t columns = std::min(b.columns - j, panel), width = kernel.width(columns);
-        kernel.run(
-            {tile.data, tile.row_step, tile.column_step, b.data + j * b.panel_k + ks.begin * width,
-             ks.size(), c + r.begin * c_row + j, c_row, r.size(), columns, add},
-            ks.size(), b.panel_k / 2 * width);
+        kernel.run({tile.data, tile.row_step, tile.column_step, b.at(ks.begin, j, width),
+                    b.row_step != 0 ? b.row_step : width, ks.size(), c + r.begin * c_row + j, c_row,
+                    r.size(), columns, add},
+                   ks.size(), b.panel_k / 2 * width);
       }
     }
   if (kernel.end != nullptr) kernel.end();
@@ -71,20 +86,22 @@ struct GemmPieces {
   template <class T, class A, class B>
   GemmPieces(const GemmKernel<T, A, B>& kernel, index_t rows, index_t columns, index_t depth,
              int threads) {
-    const index_t panel = kernel.panel_columns(), panels = kernel.panels(columns),
+    const index_t panels = kernel.panels(columns),
                   in_cache = std::max<index_t>(
-                      row_block_size / std::max<index_t>(depth, 1) / kernel.rows, 4),
-                  // Several pieces for each thread even out what else the processor does.
-        work = rows * columns * depth,
-                  wanted = threads == 1 ? 1 : std::clamp<index_t>(work >> 19, 1, 4 * threads);
+                      row_block_size / std::max<index_t>(depth, 1) / kernel.rows, 4);
     tiles = (rows + kernel.rows - 1) / kernel.rows;
     row_blocks = (tiles + in_cache - 1) / in_cache;
-    if (row_blocks > 1 || tiles >= 4 * threads)
+    // Several pieces for each thread even out what else the processor does. Blocks of rows are cut
+    // rather than columns, as rows may have to be copied for every block of columns.
+    const index_t wanted =
+        threads == 1 ? 1 : std::clamp<index_t>(rows * columns * depth >> 18, 1, 4 * threads);
+    if (wanted > row_blocks) row_blocks = std::clamp((tiles + 3) / 4, row_blocks, wanted);
+    if (row_blocks > threads)
       row_blocks = std::min((row_blocks + threads - 1) / threads * threads, tiles);
-    const index_t most = column_block(kernel, depth) / panel,
-                  parts = std::clamp<index_t>((wanted + row_blocks - 1) / row_blocks, 1, panels),
+    const index_t most = column_block(kernel, depth) / kernel.panel_columns(),
+                  parts = std::clamp<index_t>(wanted / row_blocks, 1, panels),
                   each = std::min(most, (panels + parts - 1) / parts);
-    width = each * panel;
+    width = each * kernel.panel_columns();
     column_blocks = (panels + each - 1) / each;
   }
   index_t size() const { return row_blocks * column_blocks; }
@@ -114,10 +131,46 @@ void multiply_blocks(CpuBackend<T>& backend, const GemmKernel<T, A, B>& kernel, 
     const index_t j = i / pieces.row_blocks * pieces.width;
     const auto from = copies.make({a.at(block.begin, ks.begin), a.row_step, a.column_step},
                                   block.size(), scratch.data() + thread * copies.size());
-    multiply(kernel, from, block.size(),
-             Panels<B>{b.data + j * b.panel_k, b.panel_k, std::min(pieces.width, columns - j)},
-             Range{first, first + depth}, c.data + block.begin * c_row + j, c_row, add);
+    multiply(kernel, from, block.size(), b.part(j, pieces.width), Range{first, first + depth},
+             c.data + block.begin * c_row + j, c_row, add);
   });
+}
+
+/// f(slice) for the pieces of k that are summed one by one, at least one.
+template <class F>
+void for_slices(index_t k, F&& f) {
+  Range ks{0, std::min(k, gemm_slice)};
+  do {
+    f(ks);
+    ks = {ks.end, std::min(k, ks.end + gemm_slice)};
+  } while (ks.begin < k);
+}
+
+/// gemm with b packed.
+template <class T, class A, class B>
+void gemm_packed(CpuBackend<T>& backend, const GemmKernel<T, A, B>& kernel, Strided<T> a,
+                 Strided<T> b, index_t k, View<T, 2> c, index_t c_row, bool add) {
+  const index_t columns = c.shape[1], longest = std::min(k, gemm_slice),
+                block = column_block(kernel, kernel.stored_depth(longest)),
+                several = 8 * kernel.panel_columns();
+  auto packed = backend.template allocate<B>(kernel.padded(std::min(block, columns)) *
+                                             kernel.stored_depth(longest));
+  for (index_t j = 0; j < columns; j += block) {
+    const index_t wide = std::min(block, columns - j);
+    const View<T, 2> part{c.data + j, {c.shape[0], wide}};
+    for_slices(k, [&](Range ks) {
+      const Strided<T> from{b.at(ks.begin, j), b.row_step, b.column_step};
+      const index_t stored = kernel.stored_depth(ks.size());
+      backend.parallel_for((wide + several - 1) / several, wide * ks.size(), [&](index_t i, int) {
+        const index_t first = i * several;
+        pack_panels(kernel, from, ks.size(), {first, std::min(wide, first + several)},
+                    packed.data() + first * stored);
+      });
+      const Strided<T> a_part{a.at(0, ks.begin), a.row_step, a.column_step};
+      multiply_blocks(backend, kernel, a_part, Panels<B>{packed.data(), stored, wide},
+                      Range{0, ks.size()}, part, c_row, add || ks.begin > 0);
+    });
+  }
 }
 
 /// c = a b or c += a b.                                    a (M, k)  b (k, N)  c (M, N)
@@ -129,30 +182,23 @@ void multiply_blocks(CpuBackend<T>& backend, const GemmKernel<T, A, B>& kernel, 
 template <class T, class A, class B>
 void gemm(CpuBackend<T>& backend, const GemmKernel<T, A, B>& kernel, Strided<T> a, Strided<T> b,
           index_t k, View<T, 2> c, bool add) {
-  const index_t columns = c.shape[1];
+  const index_t rows = c.shape[0], columns = c.shape[1];
   if (c.size() == 0) return;
-  const index_t longest = std::min(k, gemm_slice),
-                block = column_block(kernel, kernel.stored_depth(longest));
-  auto packed = backend.template allocate<B>(kernel.padded(std::min(block, columns)) *
-                                             kernel.stored_depth(longest));
-  for (index_t j = 0; j < columns; j += block) {
-    const index_t wide = std::min(block, columns - j);
-    Range ks{0, longest};
-    do {
-      const Strided<T> from{b.at(ks.begin, j), b.row_step, b.column_step};
-      const index_t several = 8 * kernel.panel_columns(), stored = kernel.stored_depth(ks.size());
-      backend.parallel_for((wide + several - 1) / several, wide * ks.size(), [&](index_t i, int) {
-        const index_t first = i * several;
-        pack_panels(kernel, from, ks.size(), {first, std::min(wide, first + several)},
-                    packed.data() + first * stored);
+  index_t whole = 0;
+  if constexpr (std::is_same_v<T, B>) {
+    // Rows of b serve as they are, but for what is less than a panel.
+    if (b.column_step == 1 && b.row_step >= columns &&
+        close_together(b.row_step * index_t(sizeof(T))))
+      whole = columns / kernel.panel_columns() * kernel.panel_columns();
+    if (whole > 0)
+      for_slices(k, [&](Range ks) {
+        multiply_blocks(backend, kernel, a, Panels<B>{b.data, 0, whole, b.row_step}, ks,
+                        View<T, 2>{c.data, {rows, whole}}, columns, add || ks.begin > 0);
       });
-      const View<T, 2> part{c.data + j, {c.shape[0], wide}};
-      const Strided<T> a_part{a.at(0, ks.begin), a.row_step, a.column_step};
-      multiply_blocks(backend, kernel, a_part, Panels<B>{packed.data(), stored, wide},
-                      Range{0, ks.size()}, part, columns, add || ks.begin > 0);
-      ks = {ks.end, std::min(k, ks.end + gemm_slice)};
-    } while (ks.begin < k);
   }
+  if (whole < columns)
+    gemm_packed(backend, kernel, a, Strided<T>{b.at(0, whole), b.row_step, b.column_step}, k,
+                View<T, 2>{c.data + whole, {rows, columns - whole}}, columns, add);
 }
 
 }  // namespace dflash::detail

@@ -13,21 +13,36 @@ inline Range tile_rows(index_t rows, index_t tiles, index_t i) {
   return {rows * i / tiles, rows * (i + 1) / tiles};
 }
 
+/// Copies one column of a tile; with `more` behind it, up to a whole tile's rows of what follows.
+template <class T>
+[[gnu::always_inline]] inline void copy_tile_column(const T* from, index_t rows, bool more, T* to) {
+  constexpr index_t most = 12;
+  if (more && rows > most - 2)
+    for (index_t i = 0; i < most; ++i) to[i] = from[i];
+  else
+    copy_few(from, rows, to);
+}
+
 /// a, whose columns lie one after the other, in tiles: element (row, k) of a tile at k * its rows +
 /// row.
 template <class T>
 void pack_tiles(const GemmKernel<T>& kernel, Strided<T> a, index_t rows, index_t k, T* to) {
   const index_t tiles = (rows + kernel.rows - 1) / kernel.rows;
-  for (index_t strip = 0; strip < k; strip += 16) {
-    // A piece of a column is too short for the processor to foresee the next.
-    for (index_t i = strip + 16; i < std::min(k, strip + 32); ++i)
-      for (index_t n = 0; n < rows; n += 64 / index_t(sizeof(T))) __builtin_prefetch(a.at(n, i));
-    for (index_t t = 0; t < tiles; ++t) {
-      const Range r = tile_rows(rows, tiles, t);
-      for (index_t i = strip; i < std::min(k, strip + 16); ++i)
-        copy_few(a.at(r.begin, i), r.size(), to + r.begin * k + i * r.size());
-    }
-  }
+  on_path(
+      kernel.path, [=]() __attribute__((always_inline)) {
+        for (index_t strip = 0; strip < k; strip += 16) {
+          // A piece of a column is too short for the processor to foresee the next.
+          for (index_t i = strip + 16; i < std::min(k, strip + 32); ++i)
+            for (index_t n = 0; n < rows; n += 64 / index_t(sizeof(T)))
+              __builtin_prefetch(a.at(n, i));
+          for (index_t t = 0; t < tiles; ++t) {
+            const Range r = tile_rows(rows, tiles, t);
+            for (index_t i = strip; i < std::min(k, strip + 16); ++i)
+              copy_tile_column(a.at(r.begin, i), r.size(), i + 1 < k,
+                               to + r.begin * k + i * r.size());
+          }
+        }
+      });
 }
 
 /// Some rows of a in the form that tiles read: gives those of a range.
@@ -47,11 +62,12 @@ struct RowBlock {
 template <class T, class A, class B>
 class RowCopies;
 
-/// Rows distant by a large power of two fall into the same few lines of the first cache level.
-template <class T>
-bool crowded(Strided<T> a, index_t height) {
-  return height > 4 && a.row_step * sizeof(T) % 2048 == 0;
-}
+/// Rows of a matrix distant by a large power of two fall into the same few lines of a cache.
+inline bool crowded(index_t row_bytes) { return row_bytes % 2048 == 0; }
+
+/// Whether short pieces of many such rows may be read again and again where they are, at most a
+/// page of memory apart.
+inline bool close_together(index_t row_bytes) { return row_bytes <= 4096 && !crowded(row_bytes); }
 
 template <class T>
 class RowCopies<T, T, T> {
@@ -59,7 +75,8 @@ class RowCopies<T, T, T> {
   RowCopies(const GemmKernel<T>& kernel, Strided<T> a, index_t height, index_t k)
       : kernel_(kernel),
         tiled_(a.column_step != 1),
-        copied_(tiled_ || crowded(a, height)),
+        copied_(tiled_ ? !close_together(a.column_step * index_t(sizeof(T)))
+                       : height > 4 && crowded(a.row_step * index_t(sizeof(T)))),
         k_(k),
         step_(tiled_ ? k : k + 64 / index_t(sizeof(T))),
         size_(copied_ ? height * step_ : 0) {}
@@ -67,7 +84,7 @@ class RowCopies<T, T, T> {
   /// Elements in memory.
   index_t size() const { return size_; }
   RowBlock<T> make(Strided<T> a, index_t rows, T* copy) const {
-    if (!copied_) return {a.data, a.row_step, 1};
+    if (!copied_) return {a.data, a.row_step, a.column_step};
     if (tiled_) {
       pack_tiles(kernel_, a, rows, k_, copy);
       return {copy, 1, 1, k_};
@@ -109,7 +126,7 @@ class RowCopies<float, float, bfloat16_pair> {
  public:
   using Kernel = GemmKernel<float, float, bfloat16_pair>;
   RowCopies(const Kernel&, Strided<float> a, index_t height, index_t k)
-      : copied_(k % 2 != 0 || crowded(a, height)),
+      : copied_(k % 2 != 0 || (height > 4 && crowded(a.row_step * index_t(sizeof(float))))),
         k_(k),
         step_((k + 1) / 2 * 2 + 16),
         size_(copied_ ? height * step_ : 0) {}

@@ -27,8 +27,8 @@ template <class T, class A = T, class B = T>
 struct GemmTile {
   const A* a;  // element (row, k) at a[row * a_row + k * a_k]
   index_t a_row, a_k;
-  const B* panel;  // element (k, column) at panel[k * width + column], zero beyond `columns`
-  index_t k;       // in elements of the panel
+  const B* panel;  // element (k, column) at panel[k * panel_k + column]
+  index_t panel_k, k;
   T* c;
   index_t c_row;
   index_t rows, columns;
@@ -146,7 +146,7 @@ template <class Step, int Vectors, int... R>
       } else {
         (Step::multiply(a[R / 3] + R % 3 * t.a_row, b, s[R]), ...);
       }
-      panel += width;
+      panel += t.panel_k;
       for (const typename Step::A*& p : a) p += t.a_k;
     }
     if (k > chain) {

@@ -126,13 +126,11 @@ void linear(CpuBackend<T>& backend, In<T, 2> x, const typename CpuBackend<T>::Fr
   const index_t k = w.columns;
   const auto multiply = [&](const auto& kernel, const auto* panels) {
     using Panels = detail::Panels<std::remove_cvref_t<decltype(*panels)>>;
-    Range ks{0, std::min(k, detail::gemm_slice)};
-    do {
+    detail::for_slices(k, [&](Range ks) {
       detail::multiply_blocks<T>(backend, kernel, {x.data, k, 1},
                                  Panels{panels, kernel.stored_depth(k), w.rows}, ks, y, y.shape[1],
                                  ks.begin > 0);
-      ks = {ks.end, std::min(k, ks.end + detail::gemm_slice)};
-    } while (ks.begin < k);
+    });
   };
   if constexpr (std::is_same_v<T, float>) {
     using namespace detail;

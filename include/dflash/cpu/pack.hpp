@@ -48,6 +48,10 @@ void transpose(const T* from, index_t from_step, index_t rows, index_t columns, 
   // In strips whose result stays in the first cache level.
   for (index_t strip = 0; strip < rows; strip += 64) {
     const index_t end = std::min(rows, strip + 64), whole = std::min(whole_rows, strip + 64);
+    // Pieces of many rows are too short for the processor to foresee the next.
+    for (index_t j = 0; j < columns && end < rows; ++j)
+      for (index_t i = end; i < std::min(rows, end + 64); i += 64 / index_t(sizeof(T)))
+        __builtin_prefetch(from + j * from_step + i);
     for (index_t j = 0; j < whole_columns; j += V::lanes) {
       index_t i = strip;
       for (; i < whole; i += V::lanes) {
@@ -74,27 +78,36 @@ void copy_few(const T* from, index_t n, T* to) {
   for (; i < n; ++i) to[i] = from[i];
 }
 
+/// Copies a row of a panel.
+template <class T>
+[[gnu::always_inline]] inline void copy_row(const T* from, index_t n, T* to) {
+  constexpr int whole = 128 / sizeof(T);
+  if (n == whole)
+    for (int i = 0; i < whole; ++i) to[i] = from[i];
+  else
+    copy_few(from, n, to);
+}
+
 /// Columns [columns) of b as panels `width` wide, the last maybe `narrow` wide, filled up with
 /// zeros.
 template <class T>
-void pack_panels(Strided<T> b, index_t k, Range columns, index_t width, index_t narrow, T* to) {
-  const auto each_panel = [&](auto&& f) {
+[[gnu::always_inline]] inline void pack_panels(Strided<T> b, index_t k, Range columns,
+                                               index_t width, index_t narrow, T* to) {
+  const auto each_panel = [&](auto&& f) __attribute__((always_inline)) {
     for (index_t j = columns.begin; j < columns.end; j += width) {
       const index_t left = std::min(columns.end - j, width);
       f(j, left, left > narrow ? width : narrow, to + (j - columns.begin) * k);
     }
   };
   if (b.row_step == 1) {
-    each_panel([&](index_t j, index_t left, index_t wide, T* panel) {
-      transpose(b.at(0, j), b.column_step, k, left, panel, wide);
-    });
+    each_panel([&](index_t j, index_t left, index_t wide, T * panel) __attribute__((
+        always_inline)) { transpose(b.at(0, j), b.column_step, k, left, panel, wide); });
   } else {
     for (index_t i = 0; i < k; ++i)
-      each_panel([&](index_t j, index_t left, index_t wide, T* panel) {
-        copy_few(b.at(i, j), left, panel + i * wide);
-      });
+      each_panel([&](index_t j, index_t left, index_t wide, T * panel) __attribute__((
+          always_inline)) { copy_row(b.at(i, j), left, panel + i * wide); });
   }
-  each_panel([&](index_t, index_t left, index_t wide, T* panel) {
+  each_panel([&](index_t, index_t left, index_t wide, T * panel) __attribute__((always_inline)) {
     for (index_t i = 0; left < wide && i < k; ++i)
       std::fill_n(panel + i * wide + left, wide - left, T(0));
   });

@@ -56,33 +56,39 @@ void pack_panels(const GemmKernel<float, A, bfloat16_pair>& kernel, Strided<floa
   const bool split = kernel.split;
   on_path(
       kernel.path, [=]() __attribute__((always_inline)) {
-        alignas(64) static constexpr float zeros[64] = {};
-        // Rows of w are columns of b: rounded one by one, and turned in strips.
-        constexpr index_t strip = 64, step = 2 * strip + 16;
-        alignas(64) bfloat16_pair rows[32 * step];
         for (index_t j = columns.begin; j < columns.end; j += panel) {
           const index_t left = std::min(columns.end - j, panel), width = kernel.width(left);
-          bfloat16_pair* const start = to + (j - columns.begin) * stored;
-          if (left < width) std::fill_n(start, width * stored, 0u);
-          if (b.row_step == 1) {
+          if (left < width) std::fill_n(to + (j - columns.begin) * stored, width * stored, 0u);
+        }
+        if (b.row_step == 1) {
+          // Columns are rounded one by one, and turned in strips.
+          constexpr index_t strip = 64, step = 2 * strip + 16;
+          alignas(64) bfloat16_pair turned[32 * step];
+          for (index_t j = columns.begin; j < columns.end; j += panel) {
+            const index_t left = std::min(columns.end - j, panel), width = kernel.width(left);
+            bfloat16_pair* const start = to + (j - columns.begin) * stored;
             for (index_t at = 0; at < depth; at += strip) {
               const index_t pairs = std::min(strip, depth - at),
                             values = std::clamp<index_t>(k - 2 * at, 0, 2 * pairs);
               for (index_t n = 0; n < left; ++n)
-                pack_pairs(b.at(2 * at, j + n), values, pairs, split, rows + n * step);
-              transpose(rows, step, pairs, left, start + at * width, width);
+                pack_pairs(b.at(2 * at, j + n), values, pairs, split, turned + n * step);
+              transpose(turned, step, pairs, left, start + at * width, width);
               if (split)
-                transpose(rows + pairs, step, pairs, left, start + (depth + at) * width, width);
-            }
-          } else {
-            for (index_t i = 0; i < depth; ++i) {
-              const float* const x = 2 * i < k ? b.at(2 * i, j) : zeros;
-              const float* const next = 2 * i + 1 < k ? b.at(2 * i + 1, j) : zeros;
-              pair_rows<false>(x, next, left, start + i * width);
-              if (split) pair_rows<true>(x, next, left, start + (depth + i) * width);
+                transpose(turned + pairs, step, pairs, left, start + (depth + at) * width, width);
             }
           }
+          return;
         }
+        alignas(64) static constexpr float zeros[64] = {};
+        for (index_t i = 0; i < depth; ++i)
+          for (index_t j = columns.begin; j < columns.end; j += panel) {
+            const index_t left = std::min(columns.end - j, panel), width = kernel.width(left);
+            bfloat16_pair* const start = to + (j - columns.begin) * stored;
+            const float* const x = 2 * i < k ? b.at(2 * i, j) : zeros;
+            const float* const next = 2 * i + 1 < k ? b.at(2 * i + 1, j) : zeros;
+            pair_rows<false>(x, next, left, start + i * width);
+            if (split) pair_rows<true>(x, next, left, start + (depth + i) * width);
+          }
       });
 }
 
@@ -101,10 +107,10 @@ void pack_rows(const GemmKernel<float, bfloat16_pair, B>& kernel, Strided<float>
         // Columns of a lie one after the other: 32 values of k of 64 rows at a time.
         alignas(64) bfloat16_pair pairs[2][16 * 64];
         alignas(64) static constexpr float zeros[64] = {};
-        for (index_t n = 0; n < rows; n += 64) {
-          const index_t some = std::min<index_t>(64, rows - n);
-          for (index_t i = 0; i < depth; i += 16) {
-            const index_t few = std::min<index_t>(16, depth - i);
+        for (index_t i = 0; i < depth; i += 16) {
+          const index_t few = std::min<index_t>(16, depth - i);
+          for (index_t n = 0; n < rows; n += 64) {
+            const index_t some = std::min<index_t>(64, rows - n);
             for (index_t l = 0; l < few; ++l) {
               const index_t at = 2 * (i + l);
               const float* const x = at < k ? a.at(n, at) : zeros;
