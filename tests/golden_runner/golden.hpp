@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "dflash/core/error.hpp"
+#include "dflash/cpu/path.hpp"
 #include "dflash/io/safetensors.hpp"
 
 namespace golden {
@@ -38,6 +39,15 @@ struct GoldenCase {
     return tensors->at(tensor).shape;
   }
 };
+
+/// How a step's products are computed.
+struct Way {
+  dflash::CpuPath path;
+  dflash::CpuPrecision precision;
+};
+
+/// The ways in which cases of `kind` run, on this machine or on others.
+std::vector<Way> ways_of(const std::string& kind);
 
 /// Collects what a case compares. A case that compares nothing has failed.
 class Report {
@@ -109,8 +119,8 @@ void run_schedule(const GoldenCase&, Report&);
 void run_sp_scatter(const GoldenCase&, Report&);
 void run_target(const GoldenCase&, Report&);
 void run_tokenizer(const std::filesystem::path& folder, Report&);
-void run_train_step(const GoldenCase&, Report&);
-void run_train_step_bf16(const GoldenCase&, Report&);
+void run_train_step(const GoldenCase&, Way, Report&);
+void run_train_step_bf16(const GoldenCase&, Way, Report&);
 void run_usp_step(const GoldenCase&, Report&);
 
 }  // namespace golden

@@ -1,6 +1,7 @@
 // Runs every case of the reference data in the folder that DFLASH_GOLDEN names (default: the one in
 // the repository), by its kind, and prints how many cases of each kind ran.
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
@@ -31,10 +32,12 @@ const std::map<std::string, Run> kinds = {
     {"schedule", run_schedule},
     {"sp_scatter", run_sp_scatter},
     {"target", run_target},
-    {"train_step", run_train_step},
-    {"train_step_bf16", run_train_step_bf16},
     {"usp_step", run_usp_step},
 };
+
+// These run on every path and in every precision that the machine has.
+const std::map<std::string, void (*)(const GoldenCase&, Way, Report&)> steps = {
+    {"train_step", run_train_step}, {"train_step_bf16", run_train_step_bf16}};
 
 // Reference data of parts that this build does not have: skipped by name, never passed.
 const std::set<std::string> not_built = {"ckpt", "gguf"};
@@ -75,6 +78,13 @@ void run_one(const std::string& kind, const std::string& name, Body&& body) {
   }
 }
 
+std::string only_path, only_precision;
+
+bool wanted(Way way) {
+  return (only_path.empty() || only_path == name_of(way.path)) &&
+         (only_precision.empty() || only_precision == name_of(way.precision));
+}
+
 void run_file(const fs::path& folder, const fs::path& path) {
   const std::string name = path.stem().string();
   nlohmann::json json;
@@ -90,7 +100,8 @@ void run_file(const fs::path& folder, const fs::path& path) {
   if (name.starts_with("gguf_")) kind = "gguf";
   if (kind.empty()) return;  // a model's config or another file that is no case
   const auto run = kinds.find(kind);
-  if (run == kinds.end()) {
+  const auto step = steps.find(kind);
+  if (run == kinds.end() && step == steps.end()) {
     if (not_built.contains(kind)) {
       ++tallies[kind].skipped;
     } else {
@@ -98,12 +109,35 @@ void run_file(const fs::path& folder, const fs::path& path) {
     }
     return;
   }
-  run_one(kind, name, [&](Report& report) {
-    GoldenCase c{folder, name, kind, std::move(json), nullptr};
-    const fs::path tensors = path.parent_path() / (name + ".safetensors");
+  GoldenCase c{folder, name, kind, std::move(json), nullptr};
+  const fs::path tensors = path.parent_path() / (name + ".safetensors");
+  const auto open = [&] {
     if (fs::exists(tensors)) c.tensors = std::make_shared<dflash::SafetensorsFile>(tensors);
-    run->second(c, report);
-  });
+  };
+  if (step == steps.end()) {
+    run_one(kind, name, [&](Report& report) {
+      open();
+      run->second(c, report);
+    });
+    return;
+  }
+  const auto here = dflash::cpu_paths();
+  const auto ways =
+      c.is_double() ? std::vector<Way>{{here.back(), dflash::CpuPrecision::fp32}} : ways_of(kind);
+  for (const Way way : ways) {
+    if (!wanted(way) && !c.is_double()) continue;
+    std::string label = kind;
+    if (!c.is_double())
+      label.append(" on ").append(name_of(way.path)).append(" in ").append(name_of(way.precision));
+    if (std::find(here.begin(), here.end(), way.path) == here.end()) {
+      ++tallies[label].skipped;
+      continue;
+    }
+    run_one(label, label == kind ? name : name + label.substr(kind.size()), [&](Report& report) {
+      open();
+      step->second(c, way, report);
+    });
+  }
 }
 
 }  // namespace
@@ -111,7 +145,10 @@ void run_file(const fs::path& folder, const fs::path& path) {
 int main(int argc, char** argv) {
   const char* chosen = std::getenv("DFLASH_GOLDEN");
   const fs::path folder = chosen != nullptr && *chosen != '\0' ? chosen : DFLASH_GOLDEN_DEFAULT;
-  const char* only = argc > 1 ? argv[1] : "";  // a part of a case's name
+  // [a part of cases' names [the path of training steps [their precision]]]
+  const char* only = argc > 1 ? argv[1] : "";
+  if (argc > 2) only_path = argv[2];
+  if (argc > 3) only_precision = argv[3];
   if (!fs::is_directory(folder)) {
     std::fprintf(stderr, "%s is no folder of reference data\n", folder.c_str());
     return 1;
@@ -133,11 +170,11 @@ int main(int argc, char** argv) {
 
   Tally all;
   for (const auto& [kind, t] : tallies) {
-    std::printf("%-16s %3d passed, %d failed, %d skipped\n", kind.c_str(), t.passed, t.failed,
+    std::printf("%-36s %3d passed, %d failed, %d skipped\n", kind.c_str(), t.passed, t.failed,
                 t.skipped);
     all.passed += t.passed, all.failed += t.failed, all.skipped += t.skipped;
   }
-  std::printf("%-16s %3d passed, %d failed, %d skipped\n", "golden", all.passed, all.failed,
+  std::printf("%-36s %3d passed, %d failed, %d skipped\n", "golden", all.passed, all.failed,
               all.skipped);
   return all.failed == 0 && all.passed > 0 ? 0 : 1;
 }
