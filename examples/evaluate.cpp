@@ -13,7 +13,7 @@ namespace {
 
 struct Options {
   std::filesystem::path target, draft, data;
-  std::string chat_template, show;
+  std::string chat_template, show, precision = "fp32";
   index_t max_new_tokens = 128, limit = 0;
   std::optional<std::int32_t> mask_token_id;
   double temperature = 0, draft_temperature = 0;
@@ -50,6 +50,9 @@ struct Options {
     app.add_option("--threads", threads, "0: one per core")
         ->capture_default_str()
         ->check(CLI::NonNegativeNumber);
+    app.add_option("--precision", precision, "of products: fp32, bf16x3 or bf16")
+        ->check(CLI::IsMember({"fp32", "bf16x3", "bf16"}))
+        ->capture_default_str();
   }
 };
 
@@ -100,7 +103,8 @@ int main(int argc, char** argv) {
     CLI11_PARSE(app, argc, argv);
 
     B backend(options.threads > 0 ? options.threads
-                                  : std::max(1, int(std::thread::hardware_concurrency())));
+                                  : std::max(1, int(std::thread::hardware_concurrency())),
+              cpu_precision_named(options.precision));
     const TargetModel<B> target(backend, options.target);
     const DraftConfig config = DraftConfig::read(options.draft);
     if (config.target_layers != target.config().layers)

@@ -26,7 +26,7 @@ void train(C communicator, const Options& options, const OfflineShardDataset& da
   const auto contract =
       options.contract(config, dataset.size(), dataset.description().data_fingerprint);
 
-  B backend(options.worker_threads(communicator.size()));
+  B backend(options.worker_threads(communicator.size()), cpu_precision_named(options.precision));
   SequenceParallelGroup group(std::move(communicator), options.layout);
   C& world = group.world();
   const FrozenTarget target(backend, options.target_model_path, options.keys);

@@ -28,7 +28,7 @@ void train(C communicator, const Options& options, const examples::TokenizedData
   const Schedule rate = options.schedule(size);
   const auto contract = options.contract(config, size, data.fingerprint());
 
-  B backend(options.worker_threads(communicator.size()));
+  B backend(options.worker_threads(communicator.size()), cpu_precision_named(options.precision));
   SequenceParallelGroup group(std::move(communicator), options.layout);
   C& world = group.world();
   TensorParallelGroup target_group(world, options.tensor_parallel);
