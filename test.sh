@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what the tests need, builds them and runs them. The last line is "N passed, N failed".
 #   ./test.sh          everything that fits into 25 minutes on two cores
-#   ./test.sh --all    the full matrix: under MPI, and all tests under each sanitizer
+#   ./test.sh --all    the full matrix: under MPI, with oneDNN, and all tests under each sanitizer
 set -uo pipefail
 cd "$(dirname "$0")"
 mkdir -p build
@@ -64,13 +64,13 @@ stage "packages" 2
 cmake/install_packages.sh cmake ninja-build g++ clang libeigen3-dev nlohmann-json3-dev \
   libcli11-dev doctest-dev libpcre2-dev libutf8proc-dev libxxhash-dev libopenmpi-dev ||
   { failed=1; finish; }
-$all && { cmake/install_packages.sh openmpi-bin || { failed=1; finish; }; }
+$all && { cmake/install_packages.sh openmpi-bin libdnnl-dev ocl-icd-opencl-dev || { failed=1; finish; }; }
 took
 
 stage "g++, optimised: all tests, examples and the golden data" 12
 mpi=OFF
 $all && mpi=ON
-options="-DCMAKE_BUILD_TYPE=Release -DDFLASH_WERROR=ON -DDFLASH_MPI=$mpi"
+options="-DCMAKE_BUILD_TYPE=Release -DDFLASH_WERROR=ON -DDFLASH_MPI=$mpi -DDFLASH_ONEDNN=$mpi"
 if build build/test >build/test.log 2>&1; then
   rm -f build/test.log
   took
@@ -97,7 +97,7 @@ clang_header() {
     -isystem /usr/include/eigen3 $(mpicxx --showme:compile) -DOMPI_SKIP_MPICXX -x c++ -
 }
 export -f clang_header
-while IFS= read -r header; do echo "$header"; done < <(cd include && find dflash -name '*.hpp' ! -path 'dflash/cuda/*' ! -path 'dflash/nccl*' | sort) >build/headers.txt
+while IFS= read -r header; do echo "$header"; done < <(cd include && find dflash -name '*.hpp' ! -path 'dflash/cuda/*' ! -path 'dflash/nccl*' ! -name onednn.hpp | sort) >build/headers.txt
 if xargs -P 2 -I{} bash -c 'clang_header {} || { echo "FAILED {}"; exit 1; }' <build/headers.txt >build/clang.log 2>&1; then
   passed=$((passed + $(wc -l <build/headers.txt)))
 else
