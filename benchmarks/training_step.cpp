@@ -1,6 +1,8 @@
 // One whole training step, again and again on the same made-up samples: shard, forward, loss,
 // backward, clip and AdamW.
-//   training_step --shape {tiny,smollm2,qwen3-0.6b} --threads N --precision fp32 --steps M [--json]
+//   training_step --shape {tiny,smollm2,qwen3-0.6b} --threads N --precision {fp32,bf16x3,bf16}
+//   --steps M
+//     [--json]
 
 #include <sys/resource.h>
 
@@ -25,7 +27,7 @@ struct Options {
   void add_to(CLI::App& app) {
     app.add_option("--shape", shape, "tiny, smollm2 or qwen3-0.6b")->capture_default_str();
     app.add_option("--precision", precision, "of the products")
-        ->check(CLI::IsMember({"fp32"}))
+        ->check(CLI::IsMember({"fp32", "bf16x3", "bf16"}))
         ->capture_default_str();
     app.add_option("--threads", threads)->capture_default_str()->check(CLI::PositiveNumber);
     app.add_option("--steps", steps, "steps that are timed")
@@ -178,7 +180,7 @@ void print_table(B& backend, const Trainer& trainer, const nlohmann::json& r, in
 }
 
 void run(const Options& options) {
-  B backend(options.threads);
+  B backend(options.threads, cpu_precision_named(options.precision));
   TrainingProblem problem(backend, shape_named(options.shape));
   if (!options.write_inputs.empty()) return problem.write(options.write_inputs);
   Trainer trainer(backend, problem);
