@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <functional>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -14,14 +13,16 @@ namespace dflash_benchmark {
 
 using dflash::index_t;
 
-inline double seconds_of(const std::function<void()>& f) {
+template <class F>
+double seconds_of(F&& f) {
   const auto start = std::chrono::steady_clock::now();
   f();
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
 /// The shortest of several runs, after one that is not counted.
-inline double best_seconds(int runs, const std::function<void()>& f) {
+template <class F>
+double best_seconds(int runs, F&& f) {
   f();
   double best = seconds_of(f);
   for (int i = 1; i < runs; ++i) best = std::min(best, seconds_of(f));

@@ -43,23 +43,32 @@ void train(C communicator, const Options& options, const OfflineShardDataset& da
   examples::Reporter report(options, rate, first, world.rank() == 0);
   if (options.save_initial && first == 0) checkpointer.save(0, optimizer, weights, report);
 
+  // Batch i is that of micro-step i; the next ones are read while this one is trained on.
+  const index_t micro_steps = options.accumulation_steps;
+  Prefetch batches(first * micro_steps, rate.total * micro_steps, [&](index_t i) {
+    std::vector<Sample> samples;
+    std::vector<Blocks> blocks;
+    double tokens = 0;
+    const Range positions = replica_positions(i / micro_steps, i % micro_steps, options.batch_size,
+                                              micro_steps, group.replicas(), group.replica());
+    for (index_t position = positions.begin; position < positions.end; ++position) {
+      samples.push_back(dataset[order.sample(position)]);
+      blocks.push_back(sample_blocks(samples.back(), block_options, options.seed,
+                                     std::uint64_t(order.epoch(position))));
+      if (group.rank() == 0) tokens += double(samples.back().tokens.size());
+    }
+    return std::pair{
+        samples.empty() ? Batch<B>{} : shard(backend, group, samples, blocks, *config.mask_token),
+        tokens};
+  });
+
   for (index_t step = first; step < rate.total; ++step) {
     LossResult own(config.block_size);
     fill(backend, gradients.flat(), 0);
     for (index_t micro = 0; micro < options.accumulation_steps; ++micro) {
-      std::vector<Sample> samples;
-      std::vector<Blocks> blocks;
-      const Range positions =
-          replica_positions(step, micro, options.batch_size, options.accumulation_steps,
-                            group.replicas(), group.replica());
-      for (index_t position = positions.begin; position < positions.end; ++position) {
-        samples.push_back(dataset[order.sample(position)]);
-        blocks.push_back(sample_blocks(samples.back(), block_options, options.seed,
-                                       std::uint64_t(order.epoch(position))));
-        if (group.rank() == 0) own.metrics.tokens += double(samples.back().tokens.size());
-      }
-      if (samples.empty()) continue;  // more replicas than samples
-      const auto batch = shard(backend, group, samples, blocks, *config.mask_token);
+      const auto [batch, tokens] = batches.next();
+      own.metrics.tokens += tokens;
+      if (batch.samples == 0) continue;  // more replicas than samples
       typename decltype(model)::Saved saved;
       model.forward(weights, target.embedding(), batch, saved);
       Tensor<B, float, 2> doutput(backend, {batch.tokens.size(), config.shape.hidden});

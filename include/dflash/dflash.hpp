@@ -12,6 +12,7 @@
 #include "dflash/data/blocks.hpp"
 #include "dflash/data/memory_sample.hpp"
 #include "dflash/data/offline_shard_dataset.hpp"
+#include "dflash/data/prefetch.hpp"
 #include "dflash/data/sample_filter.hpp"
 #include "dflash/data/shard_writer.hpp"
 #include "dflash/data/target_fingerprint.hpp"

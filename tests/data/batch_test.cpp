@@ -61,7 +61,7 @@ TEST_CASE("A batch packs samples without padding and reads only rows before the 
   CHECK(host(batch.tokens) == std::vector<std::int32_t>{101, 7, 103, 7, 104, 7});
   CHECK(host(batch.context_begin) == std::vector<index_t>{0, 0, 3});
   CHECK(host(batch.context_end) == std::vector<index_t>{1, 3, 7});
-  CHECK(batch.labels == std::vector<std::int32_t>{101, 102, 103, 104, 104, 105});
+  CHECK(batch.labels == HostVector<std::int32_t>{101, 102, 103, 104, 104, 105});
   CHECK(batch.features.view()(3, 0) == 1000);
   CHECK(batch.features.view()(6, 1) == -1003);
   for (const auto& memory : {a, b}) {

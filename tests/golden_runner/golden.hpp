@@ -80,13 +80,14 @@ class Report {
     near(what, std::vector<double>{actual}, std::vector<double>{expected}, tolerance);
   }
 
-  template <class T, class U>
-  void equal(const std::string& what, const std::vector<T>& actual,
-             const std::vector<U>& expected) {
+  template <class Actual, class U>
+  void equal(const std::string& what, const Actual& actual, const std::vector<U>& expected) {
     ++comparisons_;
-    const bool same = actual.size() == expected.size() &&
-                      std::equal(actual.begin(), actual.end(), expected.begin(),
-                                 [](const T& a, const U& b) { return a == T(b); });
+    const bool same =
+        actual.size() == expected.size() &&
+        std::equal(actual.begin(), actual.end(), expected.begin(), [](const auto& a, const U& b) {
+          return a == std::remove_cvref_t<decltype(a)>(b);
+        });
     if (!same) fail(what + ": differ");
   }
 

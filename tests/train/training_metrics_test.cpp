@@ -47,8 +47,8 @@ TEST_CASE("results add, and are the same after a sum as flat numbers") {
   sum += LossResult();
   CHECK(sum.numerator == 3);
   CHECK(sum.loss() == 1);
-  CHECK(sum.metrics.supervised == std::vector<double>{0, 2, 1});
-  CHECK(sum.metrics.correct == std::vector<double>{0, 2, 0});
+  CHECK(sum.metrics.supervised == HostVector<double>{0, 2, 1});
+  CHECK(sum.metrics.correct == HostVector<double>{0, 2, 0});
   CHECK(sum.metrics.blocks == 2);
   CHECK(sum.metrics.acceptance() == 2);
   CHECK(sum.metrics.accuracy() == doctest::Approx(2.0 / 3));

@@ -18,20 +18,22 @@ using Counts = std::span<const index_t>;
 
 inline void check_counts(const char* collective, const char* which, Counts counts, int ranks,
                          index_t elements) {
-  const std::string begin = std::string(collective) + ": ", name = which;
+  const auto fail = [&](const std::string& what) {
+    throw Error(std::string(collective) + ": " + what);
+  };
   if (index_t(counts.size()) != ranks)
-    throw Error(begin + std::to_string(counts.size()) + " " + name + " counts for " +
-                std::to_string(ranks) + " ranks");
+    fail(std::to_string(counts.size()) + " " + which + " counts for " + std::to_string(ranks) +
+         " ranks");
   index_t sum = 0;
   for (std::size_t p = 0; p < counts.size(); ++p) {
     if (counts[p] < 0)
-      throw Error(begin + "the " + name + " count of rank " + std::to_string(p) + " is " +
-                  std::to_string(counts[p]));
+      fail("the " + std::string(which) + " count of rank " + std::to_string(p) + " is " +
+           std::to_string(counts[p]));
     sum += counts[p];
   }
   if (sum != elements)
-    throw Error(begin + "the " + name + " counts add up to " + std::to_string(sum) +
-                ", the buffer holds " + std::to_string(elements) + " elements");
+    fail("the " + std::string(which) + " counts add up to " + std::to_string(sum) +
+         ", the buffer holds " + std::to_string(elements) + " elements");
 }
 
 /// `same_start`: the two may begin at the same element (a collective in place).

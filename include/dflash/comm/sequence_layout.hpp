@@ -1,9 +1,9 @@
 #pragma once
 
 #include <algorithm>
-#include <vector>
 
 #include "dflash/core/attention_rule.hpp"
+#include "dflash/core/host_vector.hpp"
 
 namespace dflash {
 
@@ -24,10 +24,10 @@ struct SequenceLayout {
   RingStripe stripe(index_t rank) const { return {ring, rank / ulysses}; }
 
   /// The context rows of a rank, as ascending ranges of the batch's rows.
-  std::vector<Range> context_ranges(index_t rank, index_t total) const {
+  HostVector<Range> context_ranges(index_t rank, index_t total) const {
     const RingStripe here = stripe(rank);
     const Range own = even_cut(here.local(total), ulysses, rank % ulysses);
-    std::vector<Range> ranges;
+    HostVector<Range> ranges;
     for (index_t at = own.begin; at < own.end;) {
       const index_t run = std::min(own.end, (at / RingStripe::rows + 1) * RingStripe::rows) - at;
       const index_t row = here.global(at);

@@ -5,8 +5,10 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <new>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "dflash/core/config.hpp"
 #include "dflash/core/error.hpp"
@@ -19,6 +21,13 @@ struct MemorySource {
   void* (*allocate)(std::size_t bytes);
   void (*free)(void* block) noexcept;
 };
+
+/// Host memory, 64-byte aligned.
+inline MemorySource system_memory() {
+  constexpr std::align_val_t alignment{64};
+  return {[](std::size_t bytes) { return ::operator new(bytes, alignment, std::nothrow); },
+          [](void* block) noexcept { ::operator delete(block, alignment); }};
+}
 
 /// Blocks of memory that were freed and wait to be used again, by size class, so that steady-state
 /// training asks the system for nothing. Any thread may allocate and free.
@@ -44,7 +53,7 @@ class MemoryCache {
     const auto fit = free_.lower_bound(wanted);
     if (fit != free_.end() && fit->first <= 2 * wanted) {
       const std::pair<void*, std::size_t> block{fit->second, fit->first};
-      free_.erase(fit);
+      spare_.push_back(free_.extract(fit));
       return block;
     }
     ++system_allocations_;
@@ -60,7 +69,14 @@ class MemoryCache {
   void free(void* block, std::size_t bytes) noexcept {
     std::lock_guard lock(mutex_);
     try {
-      free_.emplace(bytes, block);
+      if (spare_.empty()) {
+        free_.emplace(bytes, block);
+        return;
+      }
+      auto node = std::move(spare_.back());
+      spare_.pop_back();
+      node.key() = bytes, node.mapped() = block;
+      free_.insert(std::move(node));
     } catch (...) {
       source_.free(block);
     }
@@ -89,6 +105,7 @@ class MemoryCache {
   MemorySource source_;
   mutable std::mutex mutex_;
   std::multimap<std::size_t, void*> free_;
+  std::vector<std::multimap<std::size_t, void*>::node_type> spare_;  // of free_
   index_t system_allocations_ = 0;
 };
 

@@ -51,7 +51,7 @@ void adamw(CpuBackend<T>& backend, In<T, 1> gradient, AdamWStep step, Out<T, 1> 
 /// Sum of squares, in double, in parts that do not depend on the threads.
 template <class T>
 double sum_of_squares(CpuBackend<T>& backend, In<T, 1> x) {
-  const index_t part = 1 << 14, parts = (x.shape[0] + part - 1) / part;
+  const index_t part = 1 << 16, parts = (x.shape[0] + part - 1) / part;
   auto sums = backend.template allocate<double>(parts);
   backend.parallel_for(parts, x.shape[0], [&](index_t i, int) {
     const T* const from = x.data + i * part;

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "dflash/core/attention_rule.hpp"
+#include "dflash/cpu/attention_parts.hpp"
 #include "dflash/cpu/attention_tile.hpp"
 #include "dflash/cpu/backend.hpp"
 #include "dflash/cpu/vector_math.hpp"
@@ -67,7 +68,10 @@ void attention_backward(CpuBackend<T>& backend, In<T, 3> q,
                        key_chunk * (2 * dim + padded);
   auto scratch = backend.template allocate<T>(each * backend.threads());
   const index_t work = 2 * q.size() * (kv.k_context.shape[0] + key_chunk);
-  backend.parallel_for(plan.kv_heads(), work, [&](index_t g, int thread) {
+  const GradientParts<T> parts(backend, plan, kv, dkv);
+  backend.parallel_for(parts.count() * plan.kv_heads(), work, [&](index_t task, int thread) {
+    const index_t g = task % plan.kv_heads(), part = parts.count() - 1 - task / plan.kv_heads();
+    const KeyValue<T> into = parts.clear(part, g, dim);
     T* const tile_q = scratch.data() + each * thread;
     T* const tile_dy = tile_q + rows * dim;
     T* const tile_dq = tile_dy + rows * dim;
@@ -80,7 +84,8 @@ void attention_backward(CpuBackend<T>& backend, In<T, 3> q,
     T* const keys = tile_delta + rows;
     T* const values = keys + key_chunk * dim;
     T* const keys_again = values + key_chunk * dim;
-    for (index_t t = 0; t < plan.tiles(); ++t) {
+    const Range tiles = parts.tiles(part);
+    for (index_t t = tiles.begin; t < tiles.end; ++t) {
       const QueryTile tile = plan.tile(t, g, thread);
       for (index_t i = 0; i < tile.rows(); ++i) {
         const index_t at = tile.source(i, heads);
@@ -96,8 +101,8 @@ void attention_backward(CpuBackend<T>& backend, In<T, 3> q,
       for_each_chunk(tile, [&](const KeyChunk& chunk) {
         const auto k = chunk.own ? kv.k_block : kv.k_context;
         const auto v = chunk.own ? kv.v_block : kv.v_context;
-        const auto dk = chunk.own ? dkv.k_block : dkv.k_context;
-        const auto dv = chunk.own ? dkv.v_block : dkv.v_context;
+        const auto dk = chunk.own ? into.k_block : into.k_context;
+        const auto dv = chunk.own ? into.v_block : into.v_context;
         const index_t first = chunk.rows.begin, count = chunk.rows.size(), slots = chunk.slots.end;
         const auto from = [&](const T* tile_rows, index_t step) {
           return [=](Range r) { return Strided<T>{tile_rows + (first + r.begin) * step, step, 1}; };
@@ -135,6 +140,7 @@ void attention_backward(CpuBackend<T>& backend, In<T, 3> q,
       }
     }
   });
+  parts.add_up(backend);
 }
 
 }  // namespace dflash

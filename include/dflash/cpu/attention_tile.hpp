@@ -128,6 +128,20 @@ class AttentionPlan {
   /// Rows of the largest tile.
   index_t rows() const { return largest_ * std::min(rule_.heads.group, heads_); }
 
+  /// The context rows that some row of a tile sees.
+  Range context(index_t t) const {
+    const BlockMask& mask = rule_.mask;
+    Range all{0, 0};
+    for (index_t n = blocks(t).begin; n < blocks(t).end; ++n) {
+      const index_t last = mask.block_size - 1;
+      const Range seen{mask.context(n, 0).begin, mask.context(n, last).end};
+      if (seen.begin >= seen.end) continue;
+      all = all.size() > 0 ? Range{std::min(all.begin, seen.begin), std::max(all.end, seen.end)}
+                           : seen;
+    }
+    return all;
+  }
+
   QueryTile tile(index_t t, index_t kv_head, int thread) {
     const index_t group = rule_.heads.group, first = rule_.heads.first,
                   start = (first / group + kv_head) * group - first;

@@ -65,10 +65,12 @@ class CpuBackend {
     }
   }
 
-  /// f(part) for consecutive parts of [0, n), where one index costs `each` multiplications.
+  /// f(part) for consecutive parts of [0, n), where one index costs `each` multiplications. Parts
+  /// are long, so that the processor foresees what comes next in memory.
   template <class F>
   void for_parts(index_t n, index_t each, F&& f) {
-    const index_t size = std::max<index_t>(part_work / std::max<index_t>(each, 1), 1);
+    const index_t size = std::max<index_t>(
+        {part_work / std::max<index_t>(each, 1), n / (8 * threads()), index_t(1)});
     parallel_for((n + size - 1) / size, n * each, [&](index_t i, int) {
       f(Range{i * size, std::min(n, (i + 1) * size)});
     });

@@ -1,11 +1,13 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <span>
-#include <vector>
+#include <type_traits>
 
 #include "dflash/comm/sequence_parallel_group.hpp"
 #include "dflash/core/attention_rule.hpp"
+#include "dflash/core/host_vector.hpp"
 #include "dflash/core/tensor.hpp"
 #include "dflash/data/blocks.hpp"
 #include "dflash/data/sample.hpp"
@@ -27,8 +29,8 @@ struct Batch {
   Tensor<B, index_t, 1> block_position;              // (N * K)
   Tensor<B, std::int32_t, 1> tokens;                 // (N * K): anchor token, then masks
   Tensor<B, index_t, 1> context_begin, context_end;  // (all blocks): batch rows each block sees
-  std::vector<std::int32_t> labels;                  // (N * K)
-  std::vector<float> weights;                        // (N * K)
+  HostVector<std::int32_t> labels;                   // (N * K)
+  HostVector<float> weights;                         // (N * K)
 
   BlockMask mask() const {
     return {context_begin.view(), context_end.view(), block_size, /*window=*/0, context_total};
@@ -52,6 +54,24 @@ void for_each_overlap(std::span<const Range> wanted, index_t begin, index_t rows
   }
 }
 
+/// Rows [range) of a sample's features, at `to` in the backend's memory and type.
+template <Backend B, class T>
+void read_rows(B& backend, const FeatureRows& features, Range range, T* to) {
+  if constexpr (HostBackend<B> && std::is_same_v<T, float>) {
+    features.read(range, to);
+  } else {
+    const index_t width = features.width(), piece = std::max<index_t>((1 << 18) / width, 1);
+    HostVector<float> values(std::size_t(std::min(piece, range.size()) * width));
+    HostVector<T> converted(values.size());
+    for (index_t row = range.begin; row < range.end; row += piece) {
+      const Range some{row, std::min(range.end, row + piece)};
+      features.read(some, values.data());
+      for (std::size_t i = 0; i < values.size(); ++i) converted[i] = T(values[i]);
+      backend.upload(converted.data(), to + (row - range.begin) * width, some.size() * width);
+    }
+  }
+}
+
 }  // namespace detail
 
 /// Packs samples and their blocks, and keeps what this rank of the group holds. Only the feature
@@ -62,7 +82,7 @@ Batch<B> shard(B& backend, const SequenceParallelGroup<C>& group, std::span<cons
   expects(samples.size() == blocks.size(), "each sample has its blocks");
   Batch<B> batch;
   batch.samples = index_t(samples.size());
-  std::vector<index_t> begin, end;
+  HostVector<index_t> begin, end;
   for (const Blocks& own : blocks) {
     for (const index_t anchor : own.anchors) {
       begin.push_back(batch.context_total);
@@ -81,20 +101,17 @@ Batch<B> shard(B& backend, const SequenceParallelGroup<C>& group, std::span<cons
   for (const Range& range : wanted) rows += range.size();
   const index_t width = samples.empty() ? 0 : samples.front().features->width();
 
-  using T = typename B::value_type;
-  std::vector<T> features(static_cast<std::size_t>(rows * width));
-  std::vector<float> row_buffer;
-  std::vector<index_t> context_position, block_position;
-  std::vector<std::int32_t> tokens;
+  batch.features = Tensor<B, typename B::value_type, 2>(backend, {rows, width});
+  auto* next = batch.features.view().data;
+  HostVector<index_t> context_position, block_position;
+  HostVector<std::int32_t> tokens;
   index_t context_at = 0, block_at = 0;
-  T* next = features.data();
   for (std::size_t i = 0; i < samples.size(); ++i) {
     const Blocks& own = blocks[i];
     detail::for_each_overlap(wanted, context_at, own.context_rows(), [&](Range part) {
       expects(samples[i].features->width() == width, "all samples have features of one width");
-      row_buffer.resize(static_cast<std::size_t>(part.size() * width));
-      samples[i].features->read(part, row_buffer.data());
-      for (float x : row_buffer) *next++ = T(x);
+      detail::read_rows(backend, *samples[i].features, part, next);
+      next += part.size() * width;
       for (index_t p = part.begin; p < part.end; ++p) context_position.push_back(p);
     });
     const std::span<const Range> block_range(&own_blocks, 1);
@@ -112,8 +129,6 @@ Batch<B> shard(B& backend, const SequenceParallelGroup<C>& group, std::span<cons
     block_at += own.count();
   }
 
-  batch.features = Tensor<B, T, 2>(backend, {rows, width});
-  backend.upload(features.data(), batch.features.view().data, rows * width);
   batch.context_position =
       uploaded(backend, context_position.data(), index_t(context_position.size()));
   batch.block_position = uploaded(backend, block_position.data(), index_t(block_position.size()));

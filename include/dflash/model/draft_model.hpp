@@ -3,6 +3,7 @@
 #include <utility>
 #include <vector>
 
+#include "dflash/core/host_vector.hpp"
 #include "dflash/data/batch.hpp"
 #include "dflash/model/parameters.hpp"
 
@@ -36,9 +37,9 @@ class DraftModel {
     RopeTables context_rope, block_rope;
     Matrix fused, context;  // (S, H): before and after hidden_norm
     Vector context_rstd;
-    std::vector<Matrix> x;  // (N * K, H): the input of each layer, and of the final norm
-    std::vector<typename Block::ContextSaved> context_layers;
-    std::vector<typename Block::Saved> layers;
+    HostVector<Matrix> x;  // (N * K, H): the input of each layer, and of the final norm
+    HostVector<typename Block::ContextSaved> context_layers;
+    HostVector<typename Block::Saved> layers;
     Vector rstd;
     Matrix output;  // (N * K, H)
   };

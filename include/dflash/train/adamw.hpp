@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "dflash/core/host_vector.hpp"
 #include "dflash/core/operations.hpp"
 #include "dflash/model/parameters.hpp"
 #include "dflash/train/number_text.hpp"
@@ -172,8 +173,8 @@ class AdamW {
 
   /// The slice's slots that have a gradient; neighbours with one step count are one run, so that a
   /// step is few passes over memory.
-  std::vector<Run> runs(const std::vector<index_t>& absent) const {
-    std::vector<Run> found;
+  HostVector<Run> runs(const std::vector<index_t>& absent) const {
+    HostVector<Run> found;
     for (std::size_t i = 0; i < slots_.size(); ++i) {
       const Range range{std::max(slots_[i].offset, slice_.begin),
                         std::min(slots_[i].offset + slots_[i].size, slice_.end)};

@@ -5,8 +5,8 @@
 #include <span>
 #include <string>
 #include <utility>
-#include <vector>
 
+#include "dflash/core/host_vector.hpp"
 #include "dflash/core/tensor.hpp"
 #include "dflash/train/loss.hpp"
 
@@ -30,18 +30,18 @@ inline Range next_blocks(std::span<const float> weights, index_t block_size, ind
 /// Whole blocks whose supervised slots reach the head together.
 struct LossChunk {
   Range slots;
-  std::vector<std::int32_t> row, label;  // of the supervised ones, at least one
+  HostVector<std::int32_t> row, label;  // of the supervised ones, at least one
 
   index_t rows() const { return index_t(row.size()); }
 };
 
 /// All blocks with supervised slots, in chunks of at most `limit` rows (a block is never cut).
 /// Error if a label lies outside the vocabulary.
-inline std::vector<LossChunk> loss_chunks(std::span<const std::int32_t> labels,
-                                          std::span<const float> weights, index_t block_size,
-                                          index_t vocabulary, index_t limit) {
+inline HostVector<LossChunk> loss_chunks(std::span<const std::int32_t> labels,
+                                         std::span<const float> weights, index_t block_size,
+                                         index_t vocabulary, index_t limit) {
   const index_t all_blocks = index_t(weights.size()) / block_size;
-  std::vector<LossChunk> chunks;
+  HostVector<LossChunk> chunks;
   for (Range blocks; blocks.end < all_blocks;) {
     blocks = next_blocks(weights, block_size, blocks.end, limit);
     LossChunk chunk{{blocks.begin * block_size, blocks.end * block_size}, {}, {}};
@@ -82,7 +82,7 @@ class WholeHead {
     Tensor<B, A, 1> values(*backend_, {rows});
     Tensor<B, std::uint8_t, 1> hits(*backend_, {rows});
     linear_cross_entropy(*backend_, x, head_, labels.view(), values.view(), hits.view(), dx);
-    std::vector<A> value(nll.size());
+    HostVector<A> value(nll.size());
     backend_->download(values.view().data, value.data(), rows);
     backend_->download(hits.view().data, correct.data(), rows);
     std::copy(value.begin(), value.end(), nll.begin());
@@ -118,21 +118,21 @@ LossResult draft_loss_under(B& backend, Head&& head, In<typename B::value_type, 
     const auto rows_there = uploaded(backend, chunk.row.data(), rows);
     Tensor<B, T, 2> x(backend, {rows, width}), dx(backend, {rows, width});
     gather_rows(backend, hidden, rows_there.view(), x.view());
-    std::vector<double> row_nll(chunk.row.size());
-    std::vector<std::uint8_t> row_correct(chunk.row.size());
+    HostVector<double> row_nll(chunk.row.size());
+    HostVector<std::uint8_t> row_correct(chunk.row.size());
     head(round, x.view(), chunk.label, row_nll, row_correct, dx.view());
     if (rows == 0) continue;
 
     const auto first = std::size_t(chunk.slots.begin), count = std::size_t(chunk.slots.size());
-    std::vector<double> nll(count), factors(count);
-    std::vector<std::uint8_t> correct(count);
+    HostVector<double> nll(count), factors(count);
+    HostVector<std::uint8_t> correct(count);
     for (std::size_t r = 0; r < chunk.row.size(); ++r) {
       nll[std::size_t(chunk.row[r]) - first] = row_nll[r];
       correct[std::size_t(chunk.row[r]) - first] = row_correct[r];
     }
     result +=
         block_loss(weights.subspan(first, count), nll, correct, block_size, 0, options, factors);
-    std::vector<A> scale;
+    HostVector<A> scale;
     for (const std::int32_t row : chunk.row) scale.push_back(A(factors[std::size_t(row) - first]));
     const auto scale_there = uploaded(backend, scale.data(), rows);
     scale_rows(backend, scale_there.view(), dx.view());

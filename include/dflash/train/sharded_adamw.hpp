@@ -14,7 +14,7 @@ namespace dflash {
 /// Adds up loss, denominator and counts over the world: what every rank then knows.
 template <Backend B, class C>
 LossResult sum_over_ranks(B& backend, C& world, const LossResult& own) {
-  std::vector<double> numbers = own.flat();
+  HostVector<double> numbers = own.flat();
   auto there = uploaded(backend, numbers.data(), index_t(numbers.size()));
   world.all_reduce_sum(backend, there.view());
   backend.download(there.view().data, numbers.data(), index_t(numbers.size()));

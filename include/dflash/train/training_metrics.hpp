@@ -2,18 +2,18 @@
 
 #include <cstdint>
 #include <span>
-#include <vector>
 
 #include "dflash/core/config.hpp"
 #include "dflash/core/error.hpp"
+#include "dflash/core/host_vector.hpp"
 
 namespace dflash {
 
 /// Counts over blocks. They add, over micro-steps and ranks.
 struct TrainingMetrics {
-  std::vector<double> supervised, correct;  // (K): per slot of a block
-  double tokens = 0;                        // of the samples; whoever packs them counts
-  double blocks = 0;                        // with a supervised slot
+  HostVector<double> supervised, correct;  // (K): per slot of a block
+  double tokens = 0;                       // of the samples; whoever packs them counts
+  double blocks = 0;                       // with a supervised slot
   double accepted = 0;  // over these, 1 + the leading run of right predictions of slots 1, 2, ...
 
   TrainingMetrics() = default;
@@ -55,7 +55,7 @@ struct TrainingMetrics {
   double acceptance() const { return blocks > 0 ? accepted / blocks : 0; }
 
  private:
-  static double total(const std::vector<double>& counts) {
+  static double total(const HostVector<double>& counts) {
     double sum = 0;
     for (const double count : counts) sum += count;
     return sum;
@@ -73,9 +73,9 @@ struct LossResult {
   double loss() const { return numerator / denominator; }
 
   /// All numbers side by side, for a sum over ranks: 5 + 2 K.
-  std::vector<double> flat() const {
-    std::vector<double> all{numerator, denominator, metrics.tokens, metrics.blocks,
-                            metrics.accepted};
+  HostVector<double> flat() const {
+    HostVector<double> all{numerator, denominator, metrics.tokens, metrics.blocks,
+                           metrics.accepted};
     all.insert(all.end(), metrics.supervised.begin(), metrics.supervised.end());
     all.insert(all.end(), metrics.correct.begin(), metrics.correct.end());
     return all;
