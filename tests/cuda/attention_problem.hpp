@@ -109,6 +109,21 @@ class Run {
     dflash::cuda::launch_attention_hopper<D>(backend_, plan, queries(0).data, kv, queries(1).data,
                                              rows(lse_).data);
   }
+  template <int D>
+  void backward_on_hopper() {
+    const KeyValue<const T> kv = keys(4);
+    const dflash::cuda::AttentionPlan<T> plan(backend_, queries(0), kv, rule(), {});
+    dflash::cuda::launch_query_gradient_hopper<D>(backend_, plan, queries(0).data, kv,
+                                                  rows(lse_).data, rows(delta_).data,
+                                                  queries(2).data, queries(3).data);
+    if (dflash::cuda::hopper_goes_back(plan.shape()))
+      dflash::cuda::launch_key_gradient_hopper<D>(backend_, plan, queries(0), kv, rows(lse_).data,
+                                                  rows(delta_).data, queries(2), keys(8));
+  }
+  bool hopper_goes_back() {
+    return dflash::cuda::hopper_goes_back(
+        dflash::cuda::AttentionPlan<T>(backend_, queries(0), keys(4), rule(), {}).shape());
+  }
   void set(const std::vector<double>& lse, const std::vector<double>& delta) {
     const std::vector<A> l(lse.begin(), lse.end()), d(delta.begin(), delta.end());
     backend_.upload(l.data(), lse_.view().data, index_t(l.size()));

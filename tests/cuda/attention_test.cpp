@@ -196,6 +196,8 @@ TEST_CASE("attention on Hopper is that of the CPU") {
     CAPTURE(g.block_size);
     for (bool stale : {false, true}) {  // keys that nobody sees may be no numbers
       Numbers<bfloat16> x(g);
+      for (auto* gradient : {&x.dq, &x.dkc, &x.dvc, &x.dkb, &x.dvb})
+        gradient->assign(gradient->size(), bfloat16(0.0f));
       const Expected expected(g, x);
       if (stale)
         for (index_t s = 0; s < g.context_rows(); ++s) {
@@ -215,6 +217,16 @@ TEST_CASE("attention on Hopper is that of the CPU") {
         run.forward_on_hopper<128>();
       CHECK(relative(run.result(1), expected.y) < Tolerance<bfloat16>::y);
       CHECK(close(run.lse(), expected.lse, Tolerance<bfloat16>::lse));
+      run.set(expected.lse, expected.delta);
+      if (g.dim <= 64)
+        run.backward_on_hopper<64>();
+      else
+        run.backward_on_hopper<128>();
+      for (std::size_t i = 0; i < (run.hopper_goes_back() ? 5 : 1); ++i) {
+        CAPTURE(i);
+        CHECK(relative(run.result(run.gradients[i]), expected.gradients[i]) <
+              Tolerance<bfloat16>::gradient);
+      }
     }
   }
 }

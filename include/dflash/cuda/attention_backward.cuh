@@ -1,10 +1,10 @@
 #pragma once
 
-#include <algorithm>
 #include <type_traits>
 
 #include "dflash/core/attention_rule.hpp"
 #include "dflash/cuda/attention_float_backward.cuh"
+#include "dflash/cuda/attention_hopper_backward.cuh"
 #include "dflash/cuda/attention_key_gradient.cuh"
 #include "dflash/cuda/attention_query_gradient.cuh"
 
@@ -27,33 +27,22 @@ void launch_key_gradient(CudaBackend<bfloat16>& backend, const AttentionPlan<bfl
                          const bfloat16* q, KeyValue<const bfloat16> kv, const float* lse,
                          const float* delta, const bfloat16* dy, KeyValue<bfloat16> dkv) {
   using Cut = KeyGradientCut<D>;
-  // Four waves of two blocks for each of the multiprocessors of a large GPU; a number of the
-  // problem's alone, so that results do not depend on the GPU.
-  constexpr index_t wanted = 1024, most_parts = 8;
   const AttentionShape& a = plan.shape();
-  const index_t context_tiles = blocks_for(a.context_rows, Cut::keys),
-                tasks = std::max<index_t>(1, context_tiles * plan.used_kv_heads()),
-                query_tiles = plan.query_tiles(Cut::queries);
-  KeyGradientParts parts;
-  parts.most = int(
-      std::max<index_t>(1, std::min({most_parts, (wanted + tasks - 1) / tasks, query_tiles / 2})));
-  typename CudaBackend<bfloat16>::template Buffer<float> sums;
-  typename CudaBackend<bfloat16>::template Buffer<int> counts;
-  if (parts.most > 1) {
-    sums =
-        backend.template allocate<float>(2 * parts.most * index_t(a.context_rows) * a.kv_heads * D);
-    counts = backend.template allocate<int>(tasks);
-    parts.rows = int((query_tiles + parts.most - 1) / parts.most) * Cut::queries;
-    parts.sums = sums.data();
-    parts.counts = counts.data();
-  }
+  const KeyGradientWork work(backend, plan, Cut::keys, Cut::queries, D);
   launch(backend.stream(), attention_key_gradient_kernel<D>,
-         dim3(plan.key_tiles(Cut::keys, parts.most), plan.used_kv_heads(), D / Cut::columns),
-         Cut::threads, sizeof(typename Cut::Shared), a, parts, q, kv, lse, delta, dy, dkv);
-  if (parts.most > 1)
-    launch(backend.stream(), add_key_gradients_kernel<D>,
-           blocks_for(index_t(a.context_rows) * plan.used_kv_heads() * a.dim, 256), 256, 0, a,
-           parts, int(plan.used_kv_heads()), dkv);
+         dim3(plan.key_tiles(Cut::keys, work.parts().most), plan.used_kv_heads(), D / Cut::columns),
+         Cut::threads, sizeof(typename Cut::Shared), a, work.parts(), q, kv, lse, delta, dy, dkv);
+  work.template add_up<D, Cut::keys>(backend, plan, dkv);
+}
+
+/// Both kernels for Hopper.
+template <int D>
+void launch_backward_hopper(CudaBackend<bfloat16>& backend, const AttentionPlan<bfloat16>& plan,
+                            In<bfloat16, 3> q, KeyValue<const bfloat16> kv, const float* lse,
+                            const float* delta, In<bfloat16, 3> dy, bfloat16* dq,
+                            KeyValue<bfloat16> dkv) {
+  launch_query_gradient_hopper<D>(backend, plan, q.data, kv, lse, delta, dy.data, dq);
+  launch_key_gradient_hopper<D>(backend, plan, q, kv, lse, delta, dy, dkv);
 }
 
 }  // namespace cuda
@@ -73,6 +62,13 @@ void attention_backward(CudaBackend<T>& backend, In<T, 3> q,
   if constexpr (std::is_same_v<T, float>) {
     cuda::launch_attention_float_backward(backend, plan, q.data, kv, lse.data, delta.data, dy.data,
                                           dq.data, dkv);
+  } else if (cuda::prefer_hopper_attention && cuda::hopper_goes_back(plan.shape())) {
+    if (plan.shape().dim <= 64)
+      cuda::launch_backward_hopper<64>(backend, plan, q, kv, lse.data, delta.data, dy, dq.data,
+                                       dkv);
+    else
+      cuda::launch_backward_hopper<128>(backend, plan, q, kv, lse.data, delta.data, dy, dq.data,
+                                        dkv);
   } else {
     cuda::with_head_size(plan.shape().dim, [&](auto size) {
       cuda::launch_query_gradient<size.value>(backend, plan, q.data, kv, lse.data, delta.data,

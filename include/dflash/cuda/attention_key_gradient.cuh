@@ -1,5 +1,7 @@
 #pragma once
 
+#include <algorithm>
+
 #include "dflash/core/attention_rule.hpp"
 #include "dflash/cuda/attention_tile.cuh"
 #include "dflash/cuda/fragments.cuh"
@@ -83,6 +85,49 @@ __device__ __forceinline__ void score_gradients(Accumulator<1, N>& dp, const Acc
     }
 }
 
+/// Adds a tile of dk (which = 0, not scaled yet) or dv to the whole, or stores it as one part of
+/// it.
+///                                                             staged (Keys, D)
+template <int D, int Keys, int Columns, int Threads>
+__device__ __forceinline__ void store_key_gradient(const float* staged, int which,
+                                                   const AttentionShape& a,
+                                                   const KeyGradientParts& parts,
+                                                   const KeyGradientTile& tile, KeyRange keys,
+                                                   int kv_head, int column,
+                                                   const KeyValue<bfloat16>& dkv) {
+  const float times = which == 0 ? a.scale : 1;
+  if (parts.most > 1 && !tile.own) {
+    for (int i = int(threadIdx.x) % Threads; i < Keys * Columns; i += Threads) {
+      const int r = i / Columns, c = i % Columns;
+      if (keys.begin + r < keys.end)
+        parts.at(tile.part, which, a, keys.begin + r, kv_head, D)[column + c] =
+            times * staged[r * tile_stride<D> + c];
+    }
+    return;
+  }
+  const View<bfloat16, 3> to = which == 0 ? (tile.own ? dkv.k_block : dkv.k_context)
+                                          : (tile.own ? dkv.v_block : dkv.v_context);
+  add_tile<Keys, Columns, Threads>(
+      staged, tile_stride<D>, a.dim - column, a.vectors, times, [&](int i) {
+        return keys.begin + i < keys.end
+                   ? to.data + (index_t(keys.begin + i) * a.kv_heads + kv_head) * a.dim + column
+                   : nullptr;
+      });
+}
+
+/// The pairs of the tile's part; the block of threads that has the first part says how many there
+/// are.
+__device__ __forceinline__ KeyRange pairs_of_part(const KeyGradientTile& tile,
+                                                  const KeyGradientParts& parts, KeyRange pairs,
+                                                  int kv_head) {
+  if (parts.most == 1 || tile.own) return pairs;
+  if (tile.part == 0 && blockIdx.z == 0 && threadIdx.x == 0)
+    parts.counts[tile.index * int(gridDim.y) + kv_head] =
+        (pairs.end - pairs.begin + parts.rows - 1) / parts.rows;
+  const int begin = min(pairs.end, pairs.begin + tile.part * parts.rows);
+  return {begin, min(pairs.end, begin + parts.rows)};
+}
+
 /// dv += p^T dy and dk += scale (p (dy v^T - delta))^T q: one block per tile of keys, key/value
 /// head and part, over the query rows that see the tile.
 template <int D>
@@ -96,15 +141,7 @@ __global__ void __launch_bounds__(KeyGradientCut<D>::threads, 2)
   const int kv_head = int(blockIdx.y), column = int(blockIdx.z) * Cut::columns;
   const int warp_key = int(threadIdx.x) / warp_size * 16;
   const KeyGradientTile tile(a, int(blockIdx.y), int(blockIdx.x), Cut::keys, parts.most);
-  KeyRange pairs = tile.pairs(a, shared.warp_blocks);
-  const bool in_parts = parts.most > 1 && !tile.own;
-  if (in_parts) {
-    if (tile.part == 0 && column == 0 && threadIdx.x == 0)
-      parts.counts[tile.index * int(gridDim.y) + kv_head] =
-          (pairs.end - pairs.begin + parts.rows - 1) / parts.rows;
-    pairs.begin = min(pairs.end, pairs.begin + tile.part * parts.rows);
-    pairs.end = min(pairs.end, pairs.begin + parts.rows);
-  }
+  const KeyRange pairs = pairs_of_part(tile, parts, tile.pairs(a, shared.warp_blocks), kv_head);
   if (pairs.begin >= pairs.end) return;
 
   const auto load = [&](typename Cut::Stage& to, int from) {
@@ -166,37 +203,21 @@ __global__ void __launch_bounds__(KeyGradientCut<D>::threads, 2)
   for (int which = 0; which < 2; ++which) {
     lay_out<D, 1, C>(which == 0 ? dk : dv, shared.sum() + warp_key * tile_stride<D>);
     __syncthreads();
-    const float times = which == 0 ? a.scale : 1;
-    if (in_parts) {
-      for (int i = int(threadIdx.x); i < Cut::keys * Cut::columns; i += Cut::threads) {
-        const int r = i / Cut::columns, c = i % Cut::columns;
-        if (tile.begin + r < tile.end)
-          parts.at(tile.part, which, a, tile.begin + r, kv_head, D)[column + c] =
-              times * shared.sum()[r * tile_stride<D> + c];
-      }
-    } else {
-      const View<bfloat16, 3> to = which == 0 ? (tile.own ? dkv.k_block : dkv.k_context)
-                                              : (tile.own ? dkv.v_block : dkv.v_context);
-      add_tile<Cut::keys, Cut::columns, Cut::threads>(
-          shared.sum(), tile_stride<D>, a.dim - column, a.vectors, times, [&](int i) {
-            return tile.begin + i < tile.end
-                       ? to.data + (index_t(tile.begin + i) * a.kv_heads + kv_head) * a.dim + column
-                       : nullptr;
-          });
-    }
+    store_key_gradient<D, Cut::keys, Cut::columns, Cut::threads>(
+        shared.sum(), which, a, parts, tile, {tile.begin, tile.end}, kv_head, column, dkv);
     __syncthreads();
   }
 }
 
 /// dkv += the sum of the parts, of one key, head and column a thread.
-template <int D>
+template <int D, int Keys>
 __global__ void add_key_gradients_kernel(AttentionShape a, KeyGradientParts parts,
                                          int used_kv_heads, KeyValue<bfloat16> dkv) {
   const index_t i = index_t(blockIdx.x) * blockDim.x + threadIdx.x;
   const int column = int(i % a.dim), kv_head = int(i / a.dim % used_kv_heads);
   const index_t key = i / a.dim / used_kv_heads;
   if (key >= a.context_rows) return;
-  const int count = parts.counts[key / KeyGradientCut<D>::keys * used_kv_heads + kv_head];
+  const int count = parts.counts[key / Keys * used_kv_heads + kv_head];
   if (count == 0) return;
   for (int which = 0; which < 2; ++which) {
     float sum = 0;
@@ -207,5 +228,46 @@ __global__ void add_key_gradients_kernel(AttentionShape a, KeyGradientParts part
     to = bfloat16(float(to) + sum);
   }
 }
+
+/// Into how many parts the gradient of the context's keys is cut, and the memory that takes.
+class KeyGradientWork {
+ public:
+  KeyGradientWork(CudaBackend<bfloat16>& backend, const AttentionPlan<bfloat16>& plan, index_t keys,
+                  index_t queries, index_t head_size) {
+    // Four waves of two blocks for each of the multiprocessors of a large GPU; a number of the
+    // problem's alone, so that results do not depend on the GPU.
+    constexpr index_t wanted = 1024, most_parts = 8;
+    const AttentionShape& a = plan.shape();
+    const index_t tasks =
+                      std::max<index_t>(1, blocks_for(a.context_rows, keys) * plan.used_kv_heads()),
+                  query_tiles = plan.query_tiles(queries);
+    parts_.most = int(std::max<index_t>(
+        1, std::min({most_parts, (wanted + tasks - 1) / tasks, query_tiles / 2})));
+    if (parts_.most == 1) return;
+    sums_ = backend.template allocate<float>(2 * parts_.most * index_t(a.context_rows) *
+                                             a.kv_heads * head_size);
+    counts_ = backend.template allocate<int>(tasks);
+    parts_.rows = int((query_tiles + parts_.most - 1) / parts_.most * queries);
+    parts_.sums = sums_.data();
+    parts_.counts = counts_.data();
+  }
+
+  const KeyGradientParts& parts() const { return parts_; }
+
+  template <int D, int Keys>
+  void add_up(CudaBackend<bfloat16>& backend, const AttentionPlan<bfloat16>& plan,
+              const KeyValue<bfloat16>& dkv) const {
+    const AttentionShape& a = plan.shape();
+    if (parts_.most > 1)
+      launch(backend.stream(), add_key_gradients_kernel<D, Keys>,
+             blocks_for(index_t(a.context_rows) * plan.used_kv_heads() * a.dim, 256), 256, 0, a,
+             parts_, int(plan.used_kv_heads()), dkv);
+  }
+
+ private:
+  KeyGradientParts parts_;
+  typename CudaBackend<bfloat16>::template Buffer<float> sums_;
+  typename CudaBackend<bfloat16>::template Buffer<int> counts_;
+};
 
 }  // namespace dflash::cuda

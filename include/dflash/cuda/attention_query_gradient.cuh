@@ -32,6 +32,10 @@ struct QueryGradientCut {
   };
 };
 
+/// What the exponents of a row's probabilities, of base 2, are counted from. A row that sees no key
+/// has an lse of -infinity; any finite number serves it.
+__device__ __forceinline__ float base_of(float lse) { return lse == -INFINITY ? 0 : lse * log2_e; }
+
 /// Scores become the probabilities 2^(scale score - lse), and dp becomes p (dp - delta), 0 where p
 /// is.
 template <int M, int N>
@@ -81,8 +85,7 @@ __global__ void __launch_bounds__(QueryGradientCut<D>::threads, 2)
   load_rows(shared.dy, dy);
   if (const int i = int(threadIdx.x); i < Cut::rows) {
     const index_t at = tile.source(min(i, tile.size - 1));
-    // A row that sees no key has an lse of -infinity; any finite number serves it.
-    shared.lse[i] = lse[at] == -INFINITY ? 0 : lse[at] * log2_e;
+    shared.lse[i] = base_of(lse[at]);
     shared.delta[i] = delta[at];
   }
   __syncthreads();

@@ -134,12 +134,12 @@ __device__ __forceinline__ void load_tile(bfloat16* to, int dim, bool vectors, R
   }
 }
 
-/// to(row i) += scale * staged(row i), by all threads of the block.     staged (Rows, Columns)
+/// to(row i) += scale * staged(row i), by Threads consecutive threads.     staged (Rows, Columns)
 template <int Rows, int Columns, int Threads, class Row>
 __device__ __forceinline__ void add_tile(const float* staged, int stride, int dim, bool vectors,
                                          float scale, Row row) {
   if (!vectors) {
-    for (int i = int(threadIdx.x); i < Rows * Columns; i += Threads) {
+    for (int i = int(threadIdx.x) % Threads; i < Rows * Columns; i += Threads) {
       bfloat16* const to = row(i / Columns);
       const int column = i % Columns;
       if (to != nullptr && column < dim)
@@ -148,7 +148,7 @@ __device__ __forceinline__ void add_tile(const float* staged, int stride, int di
     return;
   }
   constexpr int chunks = Columns / 8;
-  for (int i = int(threadIdx.x); i < Rows * chunks; i += Threads) {
+  for (int i = int(threadIdx.x) % Threads; i < Rows * chunks; i += Threads) {
     const int column = i % chunks * 8;
     bfloat16* const start = row(i / chunks);
     if (start == nullptr || column >= dim) continue;

@@ -44,14 +44,16 @@ struct PanelCopy {
   TensorMap map;
   index_t column, head, row;
 
-  std::uint64_t bytes() const { return std::uint64_t(map.box_rows) * panel_bytes; }
+  index_t lines() const { return map.box_rows * map.box_heads; }
+  std::uint64_t bytes() const { return std::uint64_t(lines()) * panel_bytes; }
   void land() const {
     const auto& x = map.tensor;
-    for (index_t r = 0; r < map.box_rows; ++r)
+    for (index_t line = 0; line < lines(); ++line)
       for (index_t c = 0; c < 64; ++c) {
-        const bool inside = row + r < x.shape[0] && column + c < x.shape[2];
-        const bfloat16 value = inside ? x(row + r, head, column + c) : bfloat16(0.0f);
-        std::memcpy(swizzled_place(shared_offset(to) + std::uint64_t(r * panel_bytes + c * 2)),
+        const index_t r = row + line / map.box_heads, h = head + line % map.box_heads;
+        const bool inside = r < x.shape[0] && h < x.shape[1] && column + c < x.shape[2];
+        const bfloat16 value = inside ? x(r, h, column + c) : bfloat16(0.0f);
+        std::memcpy(swizzled_place(shared_offset(to) + std::uint64_t(line * panel_bytes + c * 2)),
                     &value, 2);
       }
   }
@@ -68,14 +70,10 @@ struct BarrierState {
     --missing;
     advance();
   }
-  void land() {
-    for (const PanelCopy& copy : copies) {
-      if (copy.bytes() > bytes)
-        throw cuda_emulation::Misuse("a barrier: more bytes than it was told to expect");
-      copy.land();
-      bytes -= copy.bytes();
-    }
-    copies.clear();
+  void landed(const PanelCopy& copy) {
+    if (copy.bytes() > bytes)
+      throw cuda_emulation::Misuse("a barrier: more bytes than it was told to expect");
+    bytes -= copy.bytes();
     advance();
   }
   void advance() {
@@ -95,30 +93,48 @@ inline BarrierState& state_of(const Barrier& barrier) {
   return found->second;
 }
 
+/// Lands what is under way to the barrier. The thread that waits does it, watched: the memory is
+/// the kernel's.
+inline void land(Barrier& barrier) {
+  std::vector<PanelCopy> copies;
+  {
+    const cuda_emulation::Unwatched unwatched;
+    std::swap(copies, state_of(barrier).copies);
+  }
+  for (const PanelCopy& copy : copies) copy.land();
+  const cuda_emulation::Unwatched unwatched;
+  for (const PanelCopy& copy : copies) state_of(barrier).landed(copy);
+}
+
 }  // namespace detail
 
 inline void begin_barrier(Barrier& barrier, unsigned arrivals) {
+  const cuda_emulation::Unwatched unwatched;
   detail::BarrierState& state = detail::barriers()[&barrier];
   state = {};
   state.arrivals = state.missing = arrivals;
 }
 inline void fence_barriers() {}
 inline void arrive(Barrier& barrier) {
+  const cuda_emulation::Unwatched unwatched;
   cuda_emulation::release(&barrier);
   detail::state_of(barrier).arrive();
 }
 inline void arrive_expecting(Barrier& barrier, unsigned bytes) {
+  const cuda_emulation::Unwatched unwatched;
   cuda_emulation::release(&barrier);
   detail::state_of(barrier).bytes += bytes;
   detail::state_of(barrier).arrive();
 }
 inline void wait(Barrier& barrier, unsigned parity) {
-  for (;;) {
-    detail::BarrierState& state = detail::state_of(barrier);
-    if ((state.phase & 1) != parity) break;
+  const auto ended = [&] {
+    const cuda_emulation::Unwatched unwatched;
+    return (detail::state_of(barrier).phase & 1) != parity;
+  };
+  while (!ended()) {
     cuda_emulation::yield_thread("a barrier of shared memory");
     cuda_emulation::acquire(&barrier);
-    state.land();
+    detail::land(barrier);
     cuda_emulation::release(&barrier);
   }
   cuda_emulation::acquire(&barrier);
@@ -130,6 +146,7 @@ inline void copy_panel(void* shared, const TensorMap& map, Barrier& barrier, int
   if (detail::shared_offset(shared) % panel_alignment != 0)
     throw cuda_emulation::Misuse("copy_panel: a panel begins at a multiple of 1024 bytes");
   cuda_emulation::poison(shared, copy.bytes());
+  const cuda_emulation::Unwatched unwatched;
   cuda_emulation::release(&barrier);
   detail::state_of(barrier).copies.push_back(copy);
 }
@@ -141,6 +158,7 @@ inline void sync_some(int id, int threads) {
     unsigned turn = 0;
   };
   static thread_local std::array<Meeting, 16> meetings;
+  const cuda_emulation::Unwatched unwatched;
   Meeting& meeting = meetings[std::size_t(id)];
   const unsigned turn = meeting.turn;
   cuda_emulation::release(&meeting);
@@ -211,6 +229,7 @@ inline GroupProducts& products_of_thread() {
 
 template <int N>
 void add_product(float (&c)[N][4], const GroupProduct& product) {
+  const cuda_emulation::Unwatched unwatched;
   GroupProducts& all = products_of_thread();
   if (all.products.empty()) {
     all.accumulator = &c;
@@ -227,12 +246,18 @@ void add_product(float (&c)[N][4], const GroupProduct& product) {
 inline void begin_group_products() {}
 template <int N>
 void finish_group_products(float (&c)[N][4]) {
-  detail::GroupProducts& all = detail::products_of_thread();
-  if (all.accumulator != &c || all.products.empty())
-    throw cuda_emulation::Misuse("finish_group_products: no product of this accumulator");
-  std::memcpy(&c, all.before.data(), sizeof c);
+  std::vector<detail::GroupProduct> products;
+  {
+    const cuda_emulation::Unwatched unwatched;
+    detail::GroupProducts& all = detail::products_of_thread();
+    if (all.accumulator != &c || all.products.empty())
+      throw cuda_emulation::Misuse("finish_group_products: no product of this accumulator");
+    std::memcpy(&c, all.before.data(), sizeof c);
+    products.swap(all.products);
+    all.accumulator = nullptr;
+  }
   const unsigned warp = threadIdx.x / 32 % 4, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-  for (const detail::GroupProduct& product : all.products) {
+  for (const detail::GroupProduct& product : products) {
     const detail::Described b(product.b);
     auto rows = product.rows;
     if (!product.columns)
@@ -248,7 +273,6 @@ void finish_group_products(float (&c)[N][4]) {
           c[n][2 + j] += rows[1][k] * y;
         }
   }
-  all = {};
 }
 
 template <int Columns>

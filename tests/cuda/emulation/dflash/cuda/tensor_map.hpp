@@ -9,9 +9,11 @@ namespace dflash::cuda {
 
 struct TensorMap {
   In<bfloat16, 3> tensor;
-  index_t box_rows;
+  index_t box_rows, box_heads;
 };
 
-inline TensorMap tensor_map(In<bfloat16, 3> x, index_t box_rows) { return {x, box_rows}; }
+inline TensorMap tensor_map(In<bfloat16, 3> x, index_t box_rows, index_t box_heads) {
+  return {x, box_rows, box_heads};
+}
 
 }  // namespace dflash::cuda
