@@ -1,6 +1,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <utility>
 
@@ -52,6 +53,7 @@ struct Vector {
 /// How a tile takes one element of a column of a and a vector of b: both in the type of c.
 template <class T, int Bytes>
 struct PlainStep {
+  static constexpr bool long_steps = false;  // several multiply-adds each
   using Scalar = T;
   using A = T;
   using B = T;
@@ -87,6 +89,7 @@ struct PairFactor {
 /// a in floats, b in pairs: the same sums, bit by bit, as with b in floats.
 template <int Bytes>
 struct WideningStep {
+  static constexpr bool long_steps = true;
   using Scalar = float;
   using A = float;
   using B = bfloat16_pair;
@@ -103,6 +106,7 @@ struct WideningStep {
 /// a and b in pairs, multiplied in the order in which processors with an instruction for it do.
 template <int Bytes>
 struct PairStep {
+  static constexpr bool long_steps = true;
   using Scalar = float;
   using A = bfloat16_pair;
   using B = bfloat16_pair;
@@ -137,6 +141,10 @@ template <class Step, int Vectors, int... R>
     ((s[R] = u[R] = typename V::Register{}), ...);
     for (const index_t end = std::min(t.k, k + chain); k < end; ++k) {
       typename Step::Factor b, d;
+      // A few rows are done with one page of a panel before the processor has foreseen the next.
+      if constexpr (Step::long_steps && rows > 2 && rows <= 8)
+        for (std::size_t i = 0; i < width * sizeof *panel; i += 64)
+          __builtin_prefetch(reinterpret_cast<const char*>(panel) + 4096 + i);
       Step::load(panel, b);
       if constexpr (Vectors == 2) {
         Step::load(panel + second, d);
@@ -199,6 +207,7 @@ struct Avx512Tile {
 
 /// a and b in pairs, by AVX512-BF16's dot product.
 struct DotStep {
+  static constexpr bool long_steps = false;
   using Scalar = float;
   using A = bfloat16_pair;
   using B = bfloat16_pair;
