@@ -1,15 +1,18 @@
 // Captures a target's hidden states of conversations into a store:
 //   prepare_hidden_states --target-model-path T --model-type dflash --data-path D.jsonl
 //     --output-path STORE
-// A capture that was interrupted goes on where it stopped when the same command runs again.
+// On several ranks: --ranks 4 --tp-size 2, or under mpirun as prepare_hidden_states_mpi. A capture
+// that was interrupted goes on where it stopped when the same command runs again.
 
 #include <cmath>
 #include <iostream>
 
 #include "guarded.hpp"
+#include "launch.hpp"
 #include "tokenized_data.hpp"
 
 using namespace dflash;
+using B = CpuBackend<float>;
 namespace fs = std::filesystem;
 
 namespace {
@@ -19,6 +22,7 @@ struct Options {
   std::string model_type = "eagle3", dtype = "target";
   index_t num_draft_layers = 5, block_size = 16, batch_size = 32, shard_mib = 256;
   std::vector<index_t> layer_ids;
+  index_t tensor_parallel = 1;  // ranks that hold a target together
   int threads = 0;
   examples::DataOptions data;
 
@@ -47,7 +51,10 @@ struct Options {
     app.add_option("--shard-size", shard_mib, "MiB of a shard")
         ->capture_default_str()
         ->check(CLI::PositiveNumber);
-    app.add_option("--threads", threads, "0: one per core")
+    app.add_option("--tp-size", tensor_parallel, "ranks that hold the target together")
+        ->capture_default_str()
+        ->check(CLI::PositiveNumber);
+    app.add_option("--threads", threads, "of each rank; 0: the cores, shared out")
         ->capture_default_str()
         ->check(CLI::NonNegativeNumber);
   }
@@ -68,16 +75,134 @@ struct Options {
   }
 };
 
+constexpr index_t pack_tokens = 16384;  // that pass the target together, at most
+
+/// What every rank of the world does to capture a store: the ranks of a target group run the target
+/// together, its first rank writes. Groups take shards in turn.
+template <Communicator C>
+class Capture {
+ public:
+  Capture(C world, B& backend, const Options& options, const std::vector<TokenizedSample>& samples,
+          const ShardPlan& plan, const std::vector<index_t>& layers)
+      : backend_(&backend),
+        options_(&options),
+        samples_(&samples),
+        plan_(&plan),
+        layers_(&layers),
+        world_(std::move(world)),
+        group_(world_, options.tensor_parallel) {}
+
+  void run() {
+    std::optional<StoreFolder> store;
+    if (world_.rank() == 0) {
+      store.emplace(options_->output, *plan_);
+      store->expect_space();
+      store->update();
+    }
+    const auto missing = list_of_first(store ? store->missing() : std::vector<index_t>());
+    done_ = plan_->size() - samples_of(missing);
+    if (store && missing.empty())
+      std::printf("nothing to do, the store is complete: %s\n", options_->output.string().c_str());
+    else if (store && done_ > 0)
+      std::printf("continuing behind %td samples\n", done_);
+    if (missing.empty()) return;
+    progress_.emplace(std::cout, is_terminal(stdout), "samples", plan_->size(), done_);
+    const TargetModel target(*backend_, group_, options_->target);
+
+    const auto groups = std::size_t(group_.groups());
+    const auto turns = plan_->runs(missing, turn_rows(missing));
+    for (std::size_t first = 0; first < turns.size(); first += groups) {
+      const std::size_t own = first + std::size_t(group_.index());
+      if (own < turns.size()) write(target, turns[own], store.has_value());
+      world_.barrier();
+      if (!store) continue;
+      store->update();
+      for (std::size_t i = first; i < std::min(turns.size(), first + groups); ++i)
+        done_ += samples_of(turns[i]);
+      progress_->show(done_);
+    }
+    if (store) progress_->finish();
+  }
+
+ private:
+  /// The same list on every rank: the first one's.
+  std::vector<index_t> list_of_first(std::vector<index_t> list) {
+    auto size = index_t(list.size());
+    world_.broadcast(*backend_, View<index_t, 1>{&size, {1}}, 0);
+    list.resize(std::size_t(size));
+    world_.broadcast(*backend_, View<index_t, 1>{list.data(), {size}}, 0);
+    return list;
+  }
+
+  index_t samples_of(const std::vector<index_t>& shards) const {
+    index_t samples = 0;
+    for (const index_t shard : shards) samples += plan_->shard(shard).samples.size();
+    return samples;
+  }
+
+  /// Enough for whole packs, but so few that all groups come to an end together.
+  index_t turn_rows(const std::vector<index_t>& missing) const {
+    index_t rows = 0;
+    for (const index_t shard : missing) rows += plan_->shard(shard).rows;
+    return std::min(2 * pack_tokens, rows / (4 * group_.groups()));
+  }
+
+  void write(const TargetModel<B, C>& target, const std::vector<index_t>& shards, bool show) {
+    std::optional<ShardWriter> writer;
+    if (group_.rank() == 0) writer.emplace(options_->output, *plan_, shards);
+    index_t here = 0;
+    for (const Range range : plan_->samples(shards))
+      for (Range pack{range.begin, range.begin}; pack.end < range.end;) {
+        pack = examples::next_pack(*samples_, {pack.end, range.end}, options_->batch_size,
+                                   pack_tokens);
+        const std::span samples(samples_->data() + pack.begin, std::size_t(pack.size()));
+        const auto captured =
+            examples::capture(target, samples, *layers_, options_->model_type == "eagle3");
+        if (writer) write_pack(*writer, samples, captured);
+        here += pack.size();
+        if (show) progress_->show(done_ + here);
+      }
+  }
+
+  void write_pack(ShardWriter& writer, std::span<const TokenizedSample> samples,
+                  const examples::CapturedPack<B>& captured) const {
+    for (std::size_t i = 0; i < samples.size(); ++i) {
+      const Range rows{captured.offsets[i], captured.offsets[i + 1]};
+      const In<float, 2> features = In<float, 2>(captured.output.features.view()).rows(rows);
+      if (!std::all_of(features.data, features.data + features.size(),
+                       [](float x) { return std::isfinite(x); }))
+        throw Error("the target gives hidden states that are not finite for sample " +
+                    samples[i].id);
+      if (options_->model_type == "eagle3")
+        writer.write(samples[i], features,
+                     In<float, 2>(captured.output.last_hidden.view()).rows(rows));
+      else
+        writer.write(samples[i], features);
+    }
+  }
+
+  B* backend_;
+  const Options* options_;
+  const std::vector<TokenizedSample>* samples_;
+  const ShardPlan* plan_;
+  const std::vector<index_t>* layers_;
+  C world_;
+  TensorParallelGroup<C> group_;
+  std::optional<CountProgress> progress_;
+  index_t done_ = 0;  // samples in the store
+};
+
 }  // namespace
 
 int main(int argc, char** argv) {
-  return examples::guarded("prepare_hidden_states", [&] {
+  examples::Launcher launcher(argc, argv);
+  return launcher.guarded("prepare_hidden_states", [&] {
     CLI::App app("Captures a target's hidden states of conversations into a store.",
                  "prepare_hidden_states");
     app.failure_message(examples::flag_failure);
     Options options;
     options.add_to(app);
-    CLI11_PARSE(app, argc, argv);
+    if (const auto status = launcher.parse(app, argc, argv)) return *status;
 
     FilterOptions filter{.model_type = model_type_from(options.model_type),
                          .block_size = options.draft_config.empty()
@@ -101,45 +226,18 @@ int main(int argc, char** argv) {
                     .sample_filter = eagle3 ? "none" : options.data.filter,
                     .shard_bytes = options.shard_mib << 20});
     for (const auto& sample : data.samples) plan.add(sample);
-    std::printf("%td rows of %zu layers x %td: %s to store, %s free\n", plan.rows(), layers.size(),
-                config.hidden, bytes_text(plan.bytes()).c_str(),
-                bytes_text(free_disk_bytes(options.output)).c_str());
-    ShardWriter writer(options.output, std::move(plan));
-    writer.expect_space();
-    if (writer.next() == index_t(data.samples.size())) {
+    if (launcher.first())
+      std::printf("%td rows of %zu layers x %td: %s to store, %s free\n", plan.rows(),
+                  layers.size(), config.hidden, bytes_text(plan.bytes()).c_str(),
+                  bytes_text(free_disk_bytes(options.output)).c_str());
+    launcher.run([&](auto world) {
+      B backend(launcher.threads(options.threads));
+      Capture(std::move(world), backend, options, data.samples, plan, layers).run();
+    });
+    if (launcher.first()) {
       data.print();
-      std::printf("nothing to do, the store is complete: %s\n", options.output.string().c_str());
-      return 0;
+      std::printf("store: %s\n", options.output.string().c_str());
     }
-    if (writer.next() > 0) std::printf("continuing behind %td samples\n", writer.next());
-
-    using B = CpuBackend<float>;
-    B backend(options.threads > 0 ? options.threads
-                                  : std::max(1, int(std::thread::hardware_concurrency())));
-    const TargetModel<B> target(backend, options.target);
-    CountProgress progress(std::cout, is_terminal(stdout), "samples", index_t(data.samples.size()),
-                           writer.next());
-    while (writer.next() < index_t(data.samples.size())) {
-      const Range range =
-          examples::next_pack(data.samples, writer.next(), options.batch_size, 16384);
-      const std::span samples(data.samples.data() + range.begin, std::size_t(range.size()));
-      const auto pack = examples::capture(target, samples, layers, eagle3);
-      for (std::size_t i = 0; i < samples.size(); ++i) {
-        const Range rows{pack.offsets[i], pack.offsets[i + 1]};
-        const In<float, 2> features = In<float, 2>(pack.output.features.view()).rows(rows);
-        if (!std::all_of(features.data, features.data + features.size(),
-                         [](float x) { return std::isfinite(x); }))
-          throw Error("the target gives hidden states that are not finite for sample " +
-                      samples[i].id);
-        writer.write(
-            samples[i], features,
-            eagle3 ? In<float, 2>(pack.output.last_hidden.view()).rows(rows) : In<float, 2>());
-      }
-      progress.show(writer.next());
-    }
-    progress.finish();
-    data.print();
-    std::printf("store: %s\n", options.output.string().c_str());
     return 0;
   });
 }

@@ -113,11 +113,13 @@ inline TokenizedData read_samples(const DataOptions& options, const dflash::Toke
   return data;
 }
 
-/// Packs of consecutive samples for the target: at most `samples` and, beyond the first, `tokens`.
-inline dflash::Range next_pack(const std::vector<dflash::TokenizedSample>& samples, index_t begin,
-                               index_t most_samples, index_t most_tokens) {
+/// The first of some samples, for the target to take together: at most so many and, beyond the
+/// first, so many tokens.
+inline dflash::Range next_pack(const std::vector<dflash::TokenizedSample>& samples,
+                               dflash::Range of, index_t most_samples, index_t most_tokens) {
+  const index_t begin = of.begin;
   index_t end = begin, tokens = 0;
-  while (end < index_t(samples.size()) && end - begin < most_samples) {
+  while (end < of.end && end - begin < most_samples) {
     tokens += index_t(samples[std::size_t(end)].tokens.size());
     if (end > begin && tokens > most_tokens) break;
     ++end;

@@ -19,14 +19,14 @@ struct Options : examples::TrainOptions {
 /// What every rank of the world runs.
 template <Communicator C>
 void train(C communicator, const Options& options, const OfflineShardDataset& dataset,
-           const DraftConfig& config) {
+           const DraftConfig& config, int threads) {
   const BlockOptions block_options = options.blocks(config);
   const LossOptions loss_options = options.loss_options();
   const Schedule rate = options.schedule(dataset.size());
   const auto contract =
       options.contract(config, dataset.size(), dataset.description().data_fingerprint);
 
-  B backend(options.worker_threads(communicator.size()), cpu_precision_named(options.precision));
+  B backend(threads, cpu_precision_named(options.precision));
   SequenceParallelGroup group(std::move(communicator), options.layout);
   C& world = group.world();
   const FrozenTarget target(backend, options.target_model_path, options.keys);
@@ -90,16 +90,15 @@ void train(C communicator, const Options& options, const OfflineShardDataset& da
 }  // namespace
 
 int main(int argc, char** argv) {
-  return examples::guarded("train_offline", [&] {
-    examples::Launcher launcher(argc, argv);
+  examples::Launcher launcher(argc, argv);
+  return launcher.guarded("train_offline", [&] {
     CLI::App app("Trains a DFlash draft model from captured hidden states.", "train_offline");
     app.failure_message(examples::flag_failure);
     Options options;
     options.add_to(app);
-    launcher.add_to(app);
     app.add_option("--train-hidden-states-path", options.store, "folder of prepare_hidden_states")
         ->required();
-    CLI11_PARSE(app, argc, argv);
+    if (const auto status = launcher.parse(app, argc, argv)) return *status;
 
     const OfflineShardDataset dataset(
         options.store, {.model_type = "dflash",
@@ -113,7 +112,8 @@ int main(int argc, char** argv) {
       if (launcher.first()) std::cout << plan.text();
       return 0;
     }
-    launcher.run([&](auto world) { train(std::move(world), options, dataset, config); });
+    const int threads = launcher.threads(options.threads);
+    launcher.run([&](auto world) { train(std::move(world), options, dataset, config, threads); });
     return 0;
   });
 }

@@ -21,14 +21,14 @@ struct Options : examples::TrainOptions {
 /// What every rank of the world runs.
 template <Communicator C>
 void train(C communicator, const Options& options, const examples::TokenizedData& data,
-           const DraftConfig& config) {
+           const DraftConfig& config, int threads) {
   const index_t size = index_t(data.samples.size());
   const BlockOptions block_options = options.blocks(config);
   const LossOptions loss_options = options.loss_options();
   const Schedule rate = options.schedule(size);
   const auto contract = options.contract(config, size, data.fingerprint());
 
-  B backend(options.worker_threads(communicator.size()), cpu_precision_named(options.precision));
+  B backend(threads, cpu_precision_named(options.precision));
   SequenceParallelGroup group(std::move(communicator), options.layout);
   C& world = group.world();
   TensorParallelGroup target_group(world, options.tensor_parallel);
@@ -99,19 +99,18 @@ void train(C communicator, const Options& options, const examples::TokenizedData
 }  // namespace
 
 int main(int argc, char** argv) {
-  return examples::guarded("train_online", [&] {
-    examples::Launcher launcher(argc, argv);
+  examples::Launcher launcher(argc, argv);
+  return launcher.guarded("train_online", [&] {
     CLI::App app("Trains a DFlash draft model from conversations and the target itself.",
                  "train_online");
     app.failure_message(examples::flag_failure);
     Options options;
     options.add_to(app);
     options.data.add_to(app, "--train-data-path", 3072);
-    launcher.add_to(app);
     app.add_option("--tp-size", options.tensor_parallel, "ranks that hold the target together")
         ->capture_default_str()
         ->check(CLI::PositiveNumber);
-    CLI11_PARSE(app, argc, argv);
+    if (const auto status = launcher.parse(app, argc, argv)) return *status;
 
     const TargetConfig target = TargetConfig::read(options.target_model_path);
     const DraftConfig config =
@@ -126,7 +125,8 @@ int main(int argc, char** argv) {
     const auto data = examples::read_samples(options.data, tokenizer,
                                              {.block_size = config.block_size}, target.vocabulary);
     if (launcher.first()) data.print();
-    launcher.run([&](auto world) { train(std::move(world), options, data, config); });
+    const int threads = launcher.threads(options.threads);
+    launcher.run([&](auto world) { train(std::move(world), options, data, config, threads); });
     return 0;
   });
 }

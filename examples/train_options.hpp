@@ -97,7 +97,7 @@ struct TrainOptions {
     app.add_option("--export-dtype", export_dtype, "of model.safetensors: f32 or bf16")
         ->capture_default_str();
     app.add_option("--seed", seed)->capture_default_str();
-    app.add_option("--threads", threads, "0: one per core")
+    app.add_option("--threads", threads, "of each rank; 0: the cores, shared out")
         ->capture_default_str()
         ->check(CLI::NonNegativeNumber);
     app.add_option("--precision", precision,
@@ -188,12 +188,6 @@ struct TrainOptions {
     if (schedule.kind != dflash::Schedule::Kind::wsd) schedule.decay_steps = 0;
     schedule.check();
     return schedule;
-  }
-
-  /// Of each rank.
-  int worker_threads(int ranks) const {
-    return threads > 0 ? threads
-                       : std::max(1, int(std::thread::hardware_concurrency()) / std::max(ranks, 1));
   }
 
   /// What a step takes, for samples of that many tokens, before anything is loaded.

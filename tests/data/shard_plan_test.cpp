@@ -77,3 +77,30 @@ TEST_CASE("a sample whose mask has another length is refused by name") {
           plan.add({"a", {1, 2}, {1}});
         }) == "sample \"a\" has 2 tokens but a loss mask of 1");
 }
+
+TEST_CASE("shards are dealt in runs of enough rows, their samples in ranges that do not touch") {
+  const ShardPlan plan = StoreFixture(40).plan();
+  REQUIRE(plan.shards() > 8);
+  std::vector<index_t> some;
+  for (index_t k = 0; k < plan.shards(); ++k)
+    if (k != 3 && k != 4) some.push_back(k);
+  std::vector<index_t> dealt;
+  const auto runs = plan.runs(some, 30);
+  for (const auto& run : runs) {
+    index_t rows = 0;
+    for (const index_t k : run) rows += plan.shard(k).rows;
+    if (&run != &runs.back()) {
+      CHECK(rows >= 30);
+      CHECK(rows - plan.shard(run.back()).rows < 30);
+    }
+    dealt.insert(dealt.end(), run.begin(), run.end());
+  }
+  CHECK(dealt == some);
+  const auto ranges = plan.samples(some);
+  REQUIRE(ranges.size() == 2);
+  CHECK(ranges[0].begin == 0);
+  CHECK(ranges[0].end == plan.shard(3).samples.begin);
+  CHECK(ranges[1].begin == plan.shard(5).samples.begin);
+  CHECK(ranges[1].end == 40);
+  CHECK(plan.runs({}, 30).empty());
+}

@@ -9,6 +9,7 @@
 #include <csignal>
 #include <new>
 #include <random>
+#include <thread>
 
 #include "data/store_fixture.hpp"
 #include "io/full_disk.hpp"
@@ -26,6 +27,13 @@ void in_lost_process(F&& f) {
     ::_exit(0);
   }
   ::waitpid(child, nullptr, 0);
+}
+
+void change_byte(const std::filesystem::path& path, std::size_t at, char value) {
+  std::string content = content_of(path);
+  REQUIRE(at < content.size());
+  content[at] = value;
+  put(path, content);
 }
 
 bool has_temporaries(const std::filesystem::path& folder) {
@@ -110,24 +118,61 @@ TEST_CASE("a capture killed at random moments ends up as an uninterrupted one") 
   CHECK(OfflineShardDataset(folder.path()).verify().empty());
 }
 
-TEST_CASE("a capture continues before a shard that is missing, cut, or not in the index yet") {
+TEST_CASE("a capture writes shards that are missing, cut or another store's, and no others") {
   const TemporaryFolder whole;
   const StoreFixture data(25);
   data.capture(whole.path());
   const auto expected = files_below(whole.path());
   const ShardPlan plan = data.plan();
   REQUIRE(plan.shards() > 3);
-  for (const int damage : {0, 1, 2}) {
+  for (const int damage : {0, 1, 2, 3}) {
     const TemporaryFolder folder;
     std::filesystem::copy(whole.path(), folder.path(), std::filesystem::copy_options::recursive);
     const auto shard = folder / shard_name(2);
     if (damage == 0) std::filesystem::remove(shard);
     if (damage == 1) std::filesystem::resize_file(shard, 5000);
     if (damage == 2) std::filesystem::remove(folder / "index.safetensors");
+    if (damage == 3) change_byte(shard, content_of(shard).find("\"shard\":\"2\"") + 9, '7');
+    const auto kept = std::filesystem::last_write_time(folder / shard_name(3));
     CHECK(ShardWriter(folder.path(), plan).next() ==
-          (damage == 2 ? 0 : plan.shard(2).samples.begin));
+          (damage == 2 ? 25 : plan.shard(2).samples.begin));
     data.capture(folder.path());
     CHECK(files_below(folder.path()) == expected);
+    CHECK(std::filesystem::last_write_time(folder / shard_name(3)) == kept);
+  }
+}
+
+TEST_CASE(
+    "writers that share the missing shards make the store of one, after an interruption too") {
+  const TemporaryFolder whole;
+  const StoreFixture data(60);
+  data.capture(whole.path());
+  const ShardPlan plan = data.plan();
+  REQUIRE(plan.shards() > 12);
+  for (const std::size_t writers : {2, 3, 5}) {
+    CAPTURE(writers);
+    const TemporaryFolder folder;
+    for (const bool interrupted : {true, false}) {
+      StoreFolder store(folder.path(), plan);
+      CHECK(store.missing().empty() == false);
+      std::vector<std::vector<index_t>> shares(writers);
+      const auto runs = plan.runs(store.missing(), 20);
+      for (std::size_t i = 0; i < runs.size(); ++i)
+        shares[i % writers].insert(shares[i % writers].end(), runs[i].begin(), runs[i].end());
+      std::vector<std::thread> threads;
+      for (std::size_t w = 0; w < writers; ++w)
+        threads.emplace_back([&, w] {
+          ShardWriter writer(folder.path(), plan, shares[w]);
+          // The first writer stops before its first shard is full: others come to lie behind a gap.
+          index_t most = !interrupted ? 60 : w == 0 ? 0 : 15;
+          while (writer.next() < plan.size() && most-- > 0) data.write_next(writer);
+        });
+      for (auto& thread : threads) thread.join();
+      store.update();
+      const OfflineShardDataset dataset(folder.path(), {.allow_unfinished = true});
+      CHECK(dataset.size() == (interrupted ? 0 : 60));
+    }
+    CHECK(files_below(folder.path()) == files_below(whole.path()));
   }
 }
 
@@ -136,9 +181,8 @@ TEST_CASE("a finished store is opened and left as it is") {
   const StoreFixture data(10);
   data.capture(folder.path());
   const auto before = std::filesystem::last_write_time(folder / "index.safetensors");
-  const ShardWriter writer(folder.path(), data.plan());
-  CHECK(writer.next() == 10);
-  CHECK(writer.remaining_bytes() == 0);
+  CHECK(ShardWriter(folder.path(), data.plan()).next() == 10);
+  CHECK(StoreFolder(folder.path(), data.plan()).missing_bytes() == 0);
   CHECK(std::filesystem::last_write_time(folder / "index.safetensors") == before);
 }
 
@@ -249,7 +293,7 @@ TEST_CASE("a real full disk, where one can be mounted, says so") {
     const bool sentence = text.starts_with("cannot write " + (folder / "").string()) &&
                           text.ends_with(": No space left on device");
     const std::string space =
-        error_of([&] { ShardWriter(folder.path(), data.plan()).expect_space(); });
+        error_of([&] { StoreFolder(folder.path(), data.plan()).expect_space(); });
     const OfflineShardDataset part(folder.path(), {.allow_unfinished = true});
     const bool usable = part.size() > 0 && part.verify().empty();
     return sentence && mentions(space, "more, but its disk has ") && usable ? 0 : 1;

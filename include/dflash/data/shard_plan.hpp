@@ -66,11 +66,38 @@ class ShardPlan {
     return SafetensorsLayout(tensors, shard_metadata(description_, k), shard_alignment).bytes;
   }
 
-  /// Bytes of all shards from the given one on.
-  index_t bytes(index_t from_shard = 0) const {
+  /// Bytes of all shards.
+  index_t bytes() const {
     index_t total = 0;
-    for (index_t k = from_shard; k < shards(); ++k) total += file_bytes(k);
+    for (index_t k = 0; k < shards(); ++k) total += file_bytes(k);
     return total;
+  }
+
+  /// The samples of some shards, given in ascending order, as ranges that do not touch.
+  std::vector<Range> samples(const std::vector<index_t>& some) const {
+    std::vector<Range> ranges;
+    for (const index_t k : some)
+      if (!ranges.empty() && ranges.back().end == shard(k).samples.begin)
+        ranges.back().end = shard(k).samples.end;
+      else
+        ranges.push_back(shard(k).samples);
+    return ranges;
+  }
+
+  /// Cuts some shards, given in ascending order, into runs of at least `rows` rows (the last may
+  /// have fewer): what several writers take in turn.
+  std::vector<std::vector<index_t>> runs(const std::vector<index_t>& some, index_t rows) const {
+    std::vector<std::vector<index_t>> result;
+    index_t have = rows;
+    for (const index_t k : some) {
+      if (have >= rows) {
+        result.emplace_back();
+        have = 0;
+      }
+      result.back().push_back(k);
+      have += shard(k).rows;
+    }
+    return result;
   }
 
  private:

@@ -59,14 +59,36 @@ class MpiEnvironment {
     return MpiCommunicator(copy, watchdog_, limits);
   }
 
-  /// Calls `body(world())`; an exception of a rank ends the job, its rank and text on stderr.
+  /// Calls `body()`; an exception of a rank ends the job, its rank and text on stderr.
   template <class Body>
-  void run(Body&& body) {
+  void guard(Body&& body) {
     try {
-      body(world());
+      body();
     } catch (...) {
       detail::fail_mpi_rank(detail::text_of(std::current_exception()));
     }
+  }
+  /// The same for `body(world())`.
+  template <class Body>
+  void run(Body&& body) {
+    guard([&] { body(world()); });
+  }
+
+  /// From now on: see MpiOptions.
+  void set_time_out(std::chrono::duration<double> time_out) {
+    watchdog_->set_time_out(time_out.count());
+  }
+
+  /// Ranks on this one's machine. Collective.
+  int ranks_here() {
+    MPI_Comm here;
+    const detail::MpiWatchdog::Inside inside(*watchdog_, "ranks_here");
+    mpi_expects(MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &here),
+                "MPI_Comm_split_type");
+    int ranks = 1;
+    mpi_expects(MPI_Comm_size(here, &ranks), "MPI_Comm_size");
+    mpi_expects(MPI_Comm_free(&here), "MPI_Comm_free");
+    return ranks;
   }
 
  private:

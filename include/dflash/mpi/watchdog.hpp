@@ -29,7 +29,7 @@ class MpiWatchdog {
     mpi_expects(MPI_Comm_set_errhandler(comm_, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler");
     mpi_expects(MPI_Comm_rank(comm_, &state_.rank), "MPI_Comm_rank");
     mpi_expects(MPI_Comm_size(comm_, &ranks_), "MPI_Comm_size");
-    if (time_out_ > 0 && ranks_ > 1) thread_ = std::thread([this] { watch(); });
+    if (ranks_ > 1) thread_ = std::thread([this] { watch(); });
   }
   MpiWatchdog(const MpiWatchdog&) = delete;
   MpiWatchdog& operator=(const MpiWatchdog&) = delete;
@@ -45,6 +45,11 @@ class MpiWatchdog {
     wake_.notify_all();
     if (thread_.joinable()) thread_.join();
     MPI_Comm_free(&comm_);
+  }
+
+  void set_time_out(double seconds) {
+    std::lock_guard lock(mutex_);
+    time_out_ = seconds;
   }
 
   /// Counts a collective that this rank begins.
@@ -91,14 +96,18 @@ class MpiWatchdog {
   }
 
   void watch() {
-    const auto pause = std::chrono::duration<double>(std::min(0.05, time_out_ / 8));
     std::unique_lock lock(mutex_);
-    while (!wake_.wait_for(lock, pause, [&] { return stopping_; })) {
+    const auto pause = [&] {
+      const double patience = time_out_ > 0 ? time_out_ / 8 : 1;
+      return std::chrono::duration<double>(std::min(0.05, patience));
+    };
+    while (!wake_.wait_for(lock, pause(), [&] { return stopping_; })) {
+      const double time_out = time_out_;
       lock.unlock();
       try {
         answer_questions();
         const RankState own = state();
-        if (own.is_inside() && own.seconds > time_out_) investigate(own);
+        if (time_out > 0 && own.is_inside() && own.seconds > time_out) investigate(own, time_out);
       } catch (const std::exception& error) {
         fail_mpi_rank(error.what());
       }
@@ -135,7 +144,7 @@ class MpiWatchdog {
     }
   }
 
-  void investigate(const RankState& own) {
+  void investigate(const RankState& own, double time_out) {
     ++round_;
     std::vector<RankState> states(std::size_t(ranks_), RankState{.answers = false});
     for (int r = 0; r < ranks_; ++r) {
@@ -151,7 +160,7 @@ class MpiWatchdog {
       return std::all_of(states.begin(), states.end(),
                          [](const RankState& s) { return s.answers; });
     };
-    const double patience = std::clamp(time_out_ / 4, 0.25, 2.0);
+    const double patience = std::clamp(time_out / 4, 0.25, 2.0);
     listen(patience, [&] {
       collect_answers(states);
       return all();
@@ -160,8 +169,8 @@ class MpiWatchdog {
     if (clock::now() - lower_asked_ < 2 * std::chrono::duration<double>(patience))
       listen(patience, [] { return false; });
     const RankState now = state();
-    if (now.number == own.number && now.is_inside() && now.seconds > time_out_)
-      end_mpi_job(stall_text(states, now, time_out_));
+    if (now.number == own.number && now.is_inside() && now.seconds > time_out)
+      end_mpi_job(stall_text(states, now, time_out));
   }
 
   template <class Done>
@@ -173,11 +182,11 @@ class MpiWatchdog {
     } while (!done() && clock::now() < end);
   }
 
-  double time_out_;
   MPI_Comm comm_ = MPI_COMM_NULL;
   int ranks_ = 1;
 
   std::mutex mutex_;
+  double time_out_;
   std::condition_variable wake_;
   RankState state_;
   clock::time_point since_ = clock::now();
