@@ -160,7 +160,7 @@ class Capture {
             examples::capture(target, samples, *layers_, options_->model_type == "eagle3");
         if (writer) write_pack(*writer, samples, captured);
         here += pack.size();
-        if (show) progress_->show(done_ + here);
+        if (show && done_ + here < plan_->size()) progress_->show(done_ + here);
       }
   }
 
@@ -203,6 +203,10 @@ int main(int argc, char** argv) {
     Options options;
     options.add_to(app);
     if (const auto status = launcher.parse(app, argc, argv)) return *status;
+    if (launcher.ranks() % options.tensor_parallel != 0)
+      throw Error("there are " + std::to_string(launcher.ranks()) +
+                  " ranks, which the target group's " + std::to_string(options.tensor_parallel) +
+                  " (--tp-size) do not divide");
 
     FilterOptions filter{.model_type = model_type_from(options.model_type),
                          .block_size = options.draft_config.empty()

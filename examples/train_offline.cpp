@@ -29,7 +29,9 @@ void train(C communicator, const Options& options, const OfflineShardDataset& da
   B backend(threads, cpu_precision_named(options.precision));
   SequenceParallelGroup group(std::move(communicator), options.layout);
   C& world = group.world();
-  const FrozenTarget target(backend, options.target_model_path, options.keys);
+  TensorParallelGroup target_group(world, options.tensor_parallel);
+  const FrozenTarget target(backend, options.target_model_path, options.keys,
+                            {target_group.share(), target_group.share()});
   UlyssesAttention attention(backend, group);
   DFlashBlock block(attention, config.shape);
   DraftModel model(block, config);
@@ -68,14 +70,8 @@ void train(C communicator, const Options& options, const OfflineShardDataset& da
     for (index_t micro = 0; micro < options.accumulation_steps; ++micro) {
       const auto [batch, tokens] = batches.next();
       own.metrics.tokens += tokens;
-      if (batch.samples == 0) continue;  // more replicas than samples
-      typename decltype(model)::Saved saved;
-      model.forward(weights, target.embedding(), batch, saved);
-      Tensor<B, float, 2> doutput(backend, {batch.tokens.size(), config.shape.hidden});
-      own += draft_loss(backend, target.lm_head(), saved.output.view(), batch.labels, batch.weights,
-                        config.block_size, group.rank() == 0 ? batch.samples : 0, loss_options,
-                        doutput.view());
-      model.backward(weights, batch, saved, doutput.view(), gradients);
+      own += micro_step(model, group, target_group, target.embedding_slice(),
+                        target.lm_head_slice(), batch, loss_options, weights, gradients);
     }
     const LossResult loss = sum_over_ranks(backend, world, own);
     const double norm =

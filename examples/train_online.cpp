@@ -15,7 +15,6 @@ namespace {
 
 struct Options : examples::TrainOptions {
   examples::DataOptions data;
-  index_t tensor_parallel = 1;  // ranks that hold a target together
 };
 
 /// What every rank of the world runs.
@@ -33,9 +32,6 @@ void train(C communicator, const Options& options, const examples::TokenizedData
   C& world = group.world();
   TensorParallelGroup target_group(world, options.tensor_parallel);
   const TargetModel target(backend, target_group, options.target_model_path);
-  std::optional<FrozenTarget<B>> whole_ends;  // where a target's own are but a share of them
-  if (target_group.size() > 1) whole_ends.emplace(backend, options.target_model_path);
-  const FrozenTarget<B>& ends = whole_ends ? *whole_ends : target.ends();
   UlyssesAttention attention(backend, group);
   DFlashBlock block(attention, config.shape);
   DraftModel model(block, config);
@@ -68,7 +64,6 @@ void train(C communicator, const Options& options, const examples::TokenizedData
         auto captured = examples::capture_samples(target, texts, config.target_layer_ids);
         if (replica == group.replica()) memory = std::move(captured);
       }
-      if (memory.empty()) continue;  // more replicas than samples
       const std::vector<Sample> samples(memory.begin(), memory.end());
       std::vector<Blocks> blocks;
       for (const Sample& sample : samples) {
@@ -77,14 +72,9 @@ void train(C communicator, const Options& options, const examples::TokenizedData
                                        std::uint64_t(order.epoch(position))));
         if (group.rank() == 0) own.metrics.tokens += double(sample.tokens.size());
       }
-      const auto batch = shard(backend, group, samples, blocks, *config.mask_token);
-      typename decltype(model)::Saved saved;
-      model.forward(weights, ends.embedding(), batch, saved);
-      Tensor<B, float, 2> doutput(backend, {batch.tokens.size(), config.shape.hidden});
-      own += draft_loss(backend, ends.lm_head(), saved.output.view(), batch.labels, batch.weights,
-                        config.block_size, group.rank() == 0 ? batch.samples : 0, loss_options,
-                        doutput.view());
-      model.backward(weights, batch, saved, doutput.view(), gradients);
+      own += micro_step(model, group, target_group, target.ends().embedding_slice(),
+                        target.ends().lm_head_slice(), samples, blocks, loss_options, weights,
+                        gradients);
     }
     const LossResult loss = sum_over_ranks(backend, world, own);
     const double norm =
@@ -107,16 +97,13 @@ int main(int argc, char** argv) {
     Options options;
     options.add_to(app);
     options.data.add_to(app, "--train-data-path", 3072);
-    app.add_option("--tp-size", options.tensor_parallel, "ranks that hold the target together")
-        ->capture_default_str()
-        ->check(CLI::PositiveNumber);
     if (const auto status = launcher.parse(app, argc, argv)) return *status;
 
     const TargetConfig target = TargetConfig::read(options.target_model_path);
     const DraftConfig config =
         options.draft_config(options.layer_ids(target.layers), /*data_block_size=*/16);
-    const TrainingPlan plan =
-        options.training_plan(config, launcher.ranks(), options.data.max_length, 0);
+    TrainingPlan plan = options.training_plan(config, launcher.ranks(), options.data.max_length, 0);
+    plan.target = target;
     if (options.plan) {
       if (launcher.first()) std::cout << plan.text();
       return 0;

@@ -32,6 +32,7 @@ struct TrainOptions {
   int threads = 0;
   bool resume = false, save_initial = false, plan = false;
   dflash::SequenceLayout layout;
+  index_t tensor_parallel = 1;  // ranks that hold a target together
   dflash::TargetKeys keys;
 
   void add_to(CLI::App& app) {
@@ -108,6 +109,10 @@ struct TrainOptions {
         ->capture_default_str()
         ->check(CLI::PositiveNumber);
     app.add_option("--sp-ring-size", layout.ring, "ranks that share a batch by context stripes")
+        ->capture_default_str()
+        ->check(CLI::PositiveNumber);
+    app.add_option("--tp-size", tensor_parallel,
+                   "ranks that hold the target together: its embedding and head, and online all")
         ->capture_default_str()
         ->check(CLI::PositiveNumber);
     app.add_flag("--plan", plan, "print memory, bytes sent and read per step, and end");
@@ -202,6 +207,11 @@ struct TrainOptions {
       throw dflash::Error("--sp-ulysses-size " + std::to_string(layout.ulysses) +
                           " is larger than the draft's number of query heads, " +
                           std::to_string(draft.shape.heads));
+    if (ranks % tensor_parallel != 0)
+      throw dflash::Error("there are " + std::to_string(ranks) +
+                          " ranks, which the target group's " + std::to_string(tensor_parallel) +
+                          " (--tp-size) do not divide");
+    const auto target_file = target_model_path / "config.json";
     const index_t replicas = ranks / layout.ranks();
     return {.config = draft,
             .layout = layout,
@@ -211,7 +221,9 @@ struct TrainOptions {
             .sample_tokens = sample_tokens,
             .sample_blocks = std::min(num_anchors, sample_tokens),
             .stored_bytes = stored_bytes,
-            .vocabulary_rows = draft.vocabulary};
+            .chunk_rows = loss.chunk_rows,
+            .tensor_parallel = tensor_parallel,
+            .tied_head = dflash::has_tied_head(target_file)};
   }
 
   dflash::AdamWOptions adamw() const {

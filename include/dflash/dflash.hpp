@@ -28,6 +28,7 @@
 #include "dflash/train/adamw.hpp"
 #include "dflash/train/checkpoint.hpp"
 #include "dflash/train/draft_loss.hpp"
+#include "dflash/train/micro_step.hpp"
 #include "dflash/train/progress.hpp"
 #include "dflash/train/sample_order.hpp"
 #include "dflash/train/schedule.hpp"

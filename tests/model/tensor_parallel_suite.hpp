@@ -168,7 +168,7 @@ void check_target(C& world, index_t degree, const std::filesystem::path& folder)
   const Traffic before = group.communicator().traffic();
   const auto actual = many.prefill(tokens, offsets, request);
   CHECK(group.communicator().traffic() - before ==
-        target_traffic<B>(config, group.share(), 41, config.layers, 41));
+        target_traffic(config, group.share(), 41, config.layers, 41, NumberBytes::of<B>()));
   CHECK(difference<T>(actual.features.view(), expected.features.view()) <= tolerance<T>);
   CHECK(difference<T>(actual.last_hidden.view(), expected.last_hidden.view()) <= tolerance<T>);
   CHECK(difference<T>(actual.logits.view(), expected.logits.view()) <= tolerance<T>);
@@ -235,7 +235,7 @@ void check_embedding(C& world, index_t degree, index_t vocabulary,
   check(some_tokens(tokens_of[std::size_t(group.rank())], vocabulary, std::uint64_t(group.rank())),
         [&](auto&, auto ids, auto y) { gather_own_vocabulary_rows(cpu, group, slice, ids, y); });
   CHECK(group.communicator().traffic() - before ==
-        own_vocabulary_rows_traffic<B>(group.share(), hidden, distinct));
+        own_vocabulary_rows_traffic(group.share(), hidden, distinct, NumberBytes::of<B>()));
 }
 
 /// A draft's proposals and their fate do not depend on the number of ranks that hold the target.

@@ -140,7 +140,8 @@ TEST_CASE("What very long prefills send is counted too") {
     const auto tokens = tensor_parallel_suite::some_tokens(2500, 50);
     target.prefill(tokens, std::vector<index_t>{0, 1200, 2500}, {.layers = {0, 1}});
     const Traffic traffic = group.communicator().traffic();
-    CHECK(traffic == target_traffic<B>(target.config(), group.share(), 2500, 2, 0));
+    CHECK(traffic ==
+          target_traffic(target.config(), group.share(), 2500, 2, 0, NumberBytes::of<B>()));
     CHECK(traffic.all_reduce_sum.calls == 1 + 2 * (1 + 3));
   });
 }

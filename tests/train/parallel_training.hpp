@@ -1,9 +1,11 @@
 #pragma once
 
+#include <functional>
 #include <utility>
 #include <vector>
 
 #include "dflash/model/ulysses_attention.hpp"
+#include "dflash/train/micro_step.hpp"
 #include "dflash/train/sample_order.hpp"
 #include "dflash/train/schedule.hpp"
 #include "dflash/train/sharded_adamw.hpp"
@@ -14,7 +16,7 @@ namespace parallel_training {
 struct Layout {
   dflash::index_t replicas = 1;
   dflash::SequenceLayout sequence = {};
-  dflash::index_t accumulation = 1;
+  dflash::index_t accumulation = 1, tensor_parallel = 1;
   dflash::index_t ranks() const { return replicas * sequence.ranks(); }
 };
 
@@ -22,18 +24,26 @@ struct Run {
   std::vector<double> loss, norm, weights;
 };
 
+/// Called on every rank before each micro-step, with the rank and the number of the micro-step.
+using Disturbance = std::function<void(dflash::index_t, dflash::index_t)>;
+
 /// Five optimizer steps of 6 samples each, on any layout. Accumulation cuts the step's samples into
 /// micro-steps.
 template <class T, class C>
 Run train_on(C world, const dflash::DraftConfig& config,
              const std::vector<dflash::MemorySample>& memory, Layout layout,
-             dflash::LossOptions loss_options = {}) {
+             dflash::LossOptions loss_options = {}, const Disturbance& disturb = {}) {
   using namespace dflash;
   using B = CpuBackend<T>;
   Run run;
   const DraftProblem<T> tables(config, memory, 4);
   B cpu;
   SequenceParallelGroup group(std::move(world), layout.sequence);
+  TensorParallelGroup target_group(group.world(), layout.tensor_parallel);
+  const Range words = target_group.share().of(config.vocabulary);
+  const VocabularySlice<T> embedding{tables.embedding().rows(words), words.begin,
+                                     config.vocabulary},
+      head{tables.head().rows(words), words.begin, config.vocabulary};
   UlyssesAttention attention(cpu, group);
   DFlashBlock block(attention, config.shape);
   DraftModel model(block, config);
@@ -55,15 +65,9 @@ Run train_on(C world, const dflash::DraftConfig& config,
         blocks.push_back(sample_blocks(samples.back(), {.count = 4, .size = config.block_size}, 9,
                                        std::uint64_t(order.epoch(p))));
       }
-      if (samples.empty()) continue;
-      const auto batch = shard(cpu, group, samples, blocks, *config.mask_token);
-      typename decltype(model)::Saved saved;
-      model.forward(weights, tables.embedding(), batch, saved);
-      Tensor<B, T, 2> doutput(cpu, {batch.tokens.size(), config.shape.hidden});
-      own += draft_loss(cpu, tables.head(), saved.output.view(), batch.labels, batch.weights,
-                        config.block_size, group.rank() == 0 ? batch.samples : 0, loss_options,
-                        doutput.view());
-      model.backward(weights, batch, saved, doutput.view(), gradients);
+      if (disturb) disturb(group.world().rank(), step * layout.accumulation + micro);
+      own += micro_step(model, group, target_group, embedding, head, samples, blocks, loss_options,
+                        weights, gradients);
     }
     const LossResult loss = sum_over_ranks(cpu, group.world(), own);
     const double norm =

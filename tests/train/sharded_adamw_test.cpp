@@ -3,7 +3,9 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <chrono>
 #include <mutex>
+#include <thread>
 
 #include "dflash/comm/thread_communicator.hpp"
 #include "train/parallel_training.hpp"
@@ -16,16 +18,18 @@ namespace {
 /// The same on threads; all ranks must end with the same weights.
 template <class T>
 Run train(const DraftConfig& config, const std::vector<MemorySample>& memory, Layout layout,
-          LossOptions options = {}) {
+          LossOptions options = {}, const Disturbance& disturb = {}, double time_out = 60) {
   std::mutex mutex;
   Run first;
-  ThreadCommunicator::run(int(layout.ranks()), [&](ThreadCommunicator world) {
-    Run own = train_on<T>(std::move(world), config, memory, layout, options);
+  const auto body = [&](ThreadCommunicator world) {
+    Run own = train_on<T>(std::move(world), config, memory, layout, options, disturb);
     const std::lock_guard lock(mutex);
     if (first.weights.empty()) first = own;
     CHECK(first.weights == own.weights);
     CHECK(first.loss == own.loss);
-  });
+  };
+  ThreadCommunicator::run(int(layout.ranks()), body,
+                          {.time_out = std::chrono::duration<double>(time_out)});
   return first;
 }
 
@@ -37,16 +41,21 @@ void check(double loss_limit, double weight_limit, LossOptions options = {}) {
   CHECK(one.loss.size() == 5);
   double top = 0;
   for (double w : one.weights) top = std::max(top, std::abs(w));
-  for (index_t replicas : {1, 2, 3, 4})
-    for (index_t u : {1, 2, 3})
+  for (index_t replicas : {1, 2, 3, 4, 8})
+    for (index_t u : {1, 2, 3, 6})
       for (index_t r : {1, 2})
         for (index_t accumulation : {1, 2, 3}) {
-          const Layout layout{replicas, {u, r}, accumulation};
-          if (layout.ranks() > 8 || (accumulation > 1 && u * r * replicas > 4)) continue;
+          const index_t ranks = replicas * u * r;
+          if (ranks > 8 || (accumulation > 1 && ranks > 4)) continue;
+          // Layouts take turns with the degrees that divide them.
+          index_t t = 1 + (replicas + u + r + accumulation) % ranks;
+          while (ranks % t != 0) --t;
+          const Layout layout{replicas, {u, r}, accumulation, t};
           CAPTURE(replicas);
           CAPTURE(u);
           CAPTURE(r);
           CAPTURE(accumulation);
+          CAPTURE(t);
           const Run many = train<T>(config, memory, layout, options);
           for (std::size_t i = 0; i < 5; ++i) {
             CHECK(std::abs(many.loss[i] - one.loss[i]) <= loss_limit * one.loss[i]);
@@ -68,6 +77,45 @@ TEST_CASE("Five steps on any replicas, layout and accumulation are those of one 
 
 TEST_CASE("Five steps on any replicas, layout and accumulation are those of one rank, in float") {
   check<float>(1e-5, 1e-4, {.gamma = 4});
+}
+
+TEST_CASE("A rank that throws or stalls at a random moment ends the job, which names it") {
+  const auto config = small_config(true, true);
+  const auto memory = random_samples(config, {23, 5, 90, 17, 2, 41, 12, 8, 70}, 4);
+  const Random random(6);
+  const Layout layouts[] = {
+      {2, {2, 1}, 2, 2}, {1, {3, 1}, 1, 3}, {1, {2, 2}, 3, 1}, {3, {1, 1}, 2, 1}};
+  for (std::uint64_t round = 0; round < 12; ++round) {
+    const Layout& layout = layouts[round % 4];
+    const bool stalls = round % 6 == 5;
+    const index_t late = index_t(random.integer(2 * round) % std::uint64_t(layout.ranks())),
+                  moment = index_t(random.integer(2 * round + 1) %
+                                   std::uint64_t(5 * layout.accumulation));
+    CAPTURE(round);
+    CAPTURE(late);
+    CAPTURE(moment);
+    const auto disturb = [&](index_t rank, index_t micro) {
+      if (rank != late || micro != moment) return;
+      if (!stalls) throw Error("row 7 is damaged");
+      std::this_thread::sleep_for(std::chrono::milliseconds(2200));
+    };
+    std::string why;
+    const auto begin = std::chrono::steady_clock::now();
+    try {
+      train<float>(config, memory, layout, {}, disturb, 1.5);
+    } catch (const Error& error) {
+      why = error.what();
+    }
+    const std::string name = "rank " + std::to_string(late);
+    if (stalls) {
+      CHECK_MESSAGE(why.starts_with("time-out: rank "), why);
+      CHECK_MESSAGE(
+          why.find(" for " + name + ", which has been in no collective") != std::string::npos, why);
+    } else {
+      CHECK(why == name + " failed: row 7 is damaged");
+    }
+    CHECK(std::chrono::steady_clock::now() - begin < std::chrono::seconds(20));
+  }
 }
 
 TEST_CASE("The state of all ranks makes one optimizer, and is taken back by any number of ranks") {

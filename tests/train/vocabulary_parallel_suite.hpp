@@ -126,7 +126,8 @@ void check_loss(C& world, index_t degree, const Problem& problem, const LossOpti
   const index_t limit = std::max<index_t>(1, options.chunk_rows / degree);
   for (index_t rank = 0; rank < degree; ++rank) brought.push_back(chunk_rows(problem, rank, limit));
   CHECK(group.communicator().traffic() - before ==
-        vocabulary_parallel_loss_traffic<B>(group.share(), problem.width, brought));
+        vocabulary_parallel_loss_traffic(group.share(), problem.width, brought,
+                                         NumberBytes::of<B>()));
 }
 
 }  // namespace vocabulary_parallel_suite

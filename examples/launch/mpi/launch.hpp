@@ -31,7 +31,7 @@ class Launcher {
   /// Reads the flags; the first rank tells what is wrong with them, or helps. Returns the status to
   /// end with, if that is all there was to do.
   std::optional<int> parse(CLI::App& app, int argc, char** argv) {
-    int minutes = 30;
+    double minutes = 30;
     app.add_option("--dist-timeout", minutes, "minutes a rank waits for another")
         ->capture_default_str()
         ->check(CLI::PositiveNumber);
@@ -41,7 +41,7 @@ class Launcher {
       std::ostringstream silence;
       return first_ ? app.exit(error) : app.exit(error, silence, silence);
     }
-    environment_.set_time_out(std::chrono::minutes(minutes));
+    environment_.set_time_out(std::chrono::duration<double>(60 * minutes));
     return {};
   }
 

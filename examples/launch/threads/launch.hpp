@@ -51,7 +51,8 @@ class Launcher {
   template <class Body>
   void run(Body&& body) {
     try {
-      dflash::ThreadCommunicator::run(ranks_, body, {.time_out = std::chrono::minutes(minutes_)});
+      dflash::ThreadCommunicator::run(ranks_, body,
+                                      {.time_out = std::chrono::duration<double>(60 * minutes_)});
     } catch (const std::exception& failure) {
       if (ranks_ == 1) std::rethrow_if_nested(failure);
       throw;
@@ -59,7 +60,8 @@ class Launcher {
   }
 
  private:
-  int ranks_ = 1, minutes_ = 30;
+  int ranks_ = 1;
+  double minutes_ = 30;
 };
 
 }  // namespace examples

@@ -4,6 +4,16 @@
 
 namespace dflash {
 
+/// Bytes of a number as a backend keeps it, and as it adds up.
+struct NumberBytes {
+  index_t value = 4, sum = 4;
+
+  template <class B>
+  static constexpr NumberBytes of() {
+    return {sizeof(typename B::value_type), sizeof(typename B::accumulator_type)};
+  }
+};
+
 /// Bytes that one rank sends in one collective of its group, as the communicators count them (see
 /// Traffic): of n elements, `own` of them this rank's part, with `bytes` each.
 inline index_t all_gather_bytes(Share rank, index_t own, index_t bytes) {

@@ -19,6 +19,10 @@ struct Traffic {
     index_t calls = 0, bytes = 0;
 
     void add(index_t more) { ++calls, bytes += more; }
+    Count& operator+=(const Count& o) {
+      calls += o.calls, bytes += o.bytes;
+      return *this;
+    }
     Count operator-(const Count& o) const { return {calls - o.calls, bytes - o.bytes}; }
     bool operator==(const Count&) const = default;
   };
@@ -27,10 +31,8 @@ struct Traffic {
 
   Count total() const {
     Count sum;
-    for (const Count& c : {all_to_all, all_reduce_sum, reduce_scatter_sum, all_gather, broadcast}) {
-      sum.calls += c.calls;
-      sum.bytes += c.bytes;
-    }
+    for (const Count& c : {all_to_all, all_reduce_sum, reduce_scatter_sum, all_gather, broadcast})
+      sum += c;
     return sum;
   }
   /// What happened since `o` was read.
@@ -38,6 +40,12 @@ struct Traffic {
     return {all_to_all - o.all_to_all, all_reduce_sum - o.all_reduce_sum,
             reduce_scatter_sum - o.reduce_scatter_sum, all_gather - o.all_gather,
             broadcast - o.broadcast};
+  }
+  Traffic& operator+=(const Traffic& o) {
+    all_to_all += o.all_to_all, all_reduce_sum += o.all_reduce_sum;
+    reduce_scatter_sum += o.reduce_scatter_sum, all_gather += o.all_gather;
+    broadcast += o.broadcast;
+    return *this;
   }
   bool operator==(const Traffic&) const = default;
 };

@@ -54,6 +54,7 @@ class MemoryCache {
     if (fit != free_.end() && fit->first <= 2 * wanted) {
       const std::pair<void*, std::size_t> block{fit->second, fit->first};
       spare_.push_back(free_.extract(fit));
+      use(block.second);
       return block;
     }
     ++system_allocations_;
@@ -63,11 +64,14 @@ class MemoryCache {
       block = source_.allocate(wanted);
     }
     if (block == nullptr) throw Error("out of memory: no " + std::to_string(wanted) + " bytes");
+    held_ += index_t(wanted);
+    use(wanted);
     return {block, wanted};
   }
 
   void free(void* block, std::size_t bytes) noexcept {
     std::lock_guard lock(mutex_);
+    used_ -= index_t(bytes);
     try {
       if (spare_.empty()) {
         free_.emplace(bytes, block);
@@ -78,6 +82,7 @@ class MemoryCache {
       node.key() = bytes, node.mapped() = block;
       free_.insert(std::move(node));
     } catch (...) {
+      held_ -= index_t(bytes);
       source_.free(block);
     }
   }
@@ -86,6 +91,20 @@ class MemoryCache {
   void release() noexcept {
     std::lock_guard lock(mutex_);
     release_all();
+  }
+
+  /// Bytes of all blocks, those that wait included; of those in use; and the most that were in use
+  /// at a time since `forget_peak`.
+  struct Bytes {
+    index_t held = 0, used = 0, peak = 0;
+  };
+  Bytes bytes() const {
+    std::lock_guard lock(mutex_);
+    return {held_, used_, peak_};
+  }
+  void forget_peak() {
+    std::lock_guard lock(mutex_);
+    peak_ = used_;
   }
 
   /// How often the system was asked for memory.
@@ -97,8 +116,16 @@ class MemoryCache {
  private:
   static constexpr std::size_t alignment = 64;
 
+  void use(std::size_t bytes) {
+    used_ += index_t(bytes);
+    if (used_ > peak_) peak_ = used_;
+  }
+
   void release_all() noexcept {
-    for (const auto& [bytes, block] : free_) source_.free(block);
+    for (const auto& [bytes, block] : free_) {
+      held_ -= index_t(bytes);
+      source_.free(block);
+    }
     free_.clear();
   }
 
@@ -106,7 +133,7 @@ class MemoryCache {
   mutable std::mutex mutex_;
   std::multimap<std::size_t, void*> free_;
   std::vector<std::multimap<std::size_t, void*>::node_type> spare_;  // of free_
-  index_t system_allocations_ = 0;
+  index_t system_allocations_ = 0, held_ = 0, used_ = 0, peak_ = 0;
 };
 
 /// Owns n uninitialised elements; goes back to the cache it came from.

@@ -99,6 +99,7 @@ class CpuBackend {
 
   /// How often memory had to come from the system: constant once training is under way.
   index_t system_allocations() const { return cache_->system_allocations(); }
+  MemoryCache& memory() const { return *cache_; }
 
  private:
   static constexpr index_t smallest_shared_work = 1 << 19, part_work = 1 << 15;

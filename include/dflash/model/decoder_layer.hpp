@@ -25,6 +25,9 @@ struct DecoderKeys {
   index_t first;
 };
 
+/// A layer makes its wide activations of so many rows at a time: long packs need no more memory.
+inline constexpr index_t decoder_transform_rows = 1024;
+
 /// One decoder layer of a Qwen3, Qwen2 or Llama target, frozen:
 /// x += o attention(q, k, v of norm(x));  x += down (silu(gate) up of norm(x)).
 /// Ranks of a group hold some heads and intermediate features each; two sums make x whole on all.
@@ -32,9 +35,6 @@ template <Backend B, Communicator C = SingleProcess>
 class DecoderLayer {
  public:
   using T = typename B::value_type;
-
-  /// The wide activations are made of so many rows at a time: long packs need no more memory.
-  static constexpr index_t transform_rows = 1024;
 
   /// Loads this rank's part of layer `index`. Error naming the tensor that is missing or of another
   /// shape.
@@ -82,8 +82,8 @@ class DecoderLayer {
   /// ones. A row's bits depend on the rows it sees alone.                                 x (n, H)
   void forward(Out<T, 2> x, const DecoderRows<T>& rows, const DecoderKeys<T>& keys) const {
     attend(x, rows, keys);
-    for (index_t begin = 0; begin < x.shape[0]; begin += transform_rows)
-      transform(x.rows({begin, std::min(begin + transform_rows, x.shape[0])}));
+    for (index_t begin = 0; begin < x.shape[0]; begin += decoder_transform_rows)
+      transform(x.rows({begin, std::min(begin + decoder_transform_rows, x.shape[0])}));
   }
 
  private:

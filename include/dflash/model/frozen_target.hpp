@@ -25,6 +25,14 @@ struct VocabularyShares {
   Share embedding, lm_head;
 };
 
+/// Whether a target's head is its embedding, from its config.json. Targets that do more than text
+/// keep their decoder's fields in text_config.
+inline bool has_tied_head(const std::filesystem::path& path) {
+  const nlohmann::json config = read_json(path);
+  return optional<bool>(config, "tie_word_embeddings", path,
+                        optional<bool>(config, "text_config.tie_word_embeddings", path, false));
+}
+
 /// The frozen ends of a target that its draft shares: token embedding and language-model head.
 /// Training from stored features needs nothing else of the target, whatever its layers are.
 template <Backend B>
@@ -35,8 +43,8 @@ class FrozenTarget {
   /// Loads them from a Hugging Face model folder. Error naming the file and the tensor.
   FrozenTarget(B& backend, const std::filesystem::path& folder, const TargetKeys& keys = {},
                const VocabularyShares& shares = {})
-      : FrozenTarget(backend, WeightsFolder(folder), is_tied(folder / "config.json"), keys, {},
-                     shares) {}
+      : FrozenTarget(backend, WeightsFolder(folder), has_tied_head(folder / "config.json"), keys,
+                     {}, shares) {}
 
   /// Loads them from other weights. If `tied`, the head is the embedding; the shape of both is that
   /// of the embedding in the file, or `shape` where it must be that.               shape (V, H)
@@ -74,13 +82,6 @@ class FrozenTarget {
   index_t hidden() const { return embedding().shape[1]; }  // H
 
  private:
-  /// Targets that do more than text keep their decoder's fields in text_config.
-  static bool is_tied(const std::filesystem::path& path) {
-    const nlohmann::json config = read_json(path);
-    return optional<bool>(config, "tie_word_embeddings", path,
-                          optional<bool>(config, "text_config.tie_word_embeddings", path, false));
-  }
-
   Tensor<B, T, 2> embedding_, lm_head_;
   index_t vocabulary_ = 0;
   Range embedding_rows_, lm_head_rows_;  // that are here

@@ -81,8 +81,8 @@ void gather_own_vocabulary_rows(B& backend, TensorParallelGroup<C>& group,
 }
 
 /// What a rank sends in gather_own_vocabulary_rows, if rank p has distinct[p] different tokens.
-template <Backend B>
-Traffic own_vocabulary_rows_traffic(Share rank, index_t hidden, std::span<const index_t> distinct) {
+inline Traffic own_vocabulary_rows_traffic(Share rank, index_t hidden,
+                                           std::span<const index_t> distinct, NumberBytes bytes) {
   Traffic traffic;
   if (rank.ranks == 1) return traffic;
   const index_t own = distinct[std::size_t(rank.rank)];
@@ -90,8 +90,7 @@ Traffic own_vocabulary_rows_traffic(Share rank, index_t hidden, std::span<const 
   for (const index_t n : distinct) all += n;
   traffic.all_gather.add(all_gather_bytes(rank, 1, sizeof(index_t)));
   traffic.all_gather.add(all_gather_bytes(rank, own, sizeof(std::int32_t)));
-  traffic.reduce_scatter_sum.add(
-      reduce_scatter_bytes(all * hidden, own * hidden, sizeof(typename B::accumulator_type)));
+  traffic.reduce_scatter_sum.add(reduce_scatter_bytes(all * hidden, own * hidden, bytes.sum));
   return traffic;
 }
 

@@ -1,15 +1,18 @@
 #pragma once
 
 #include <algorithm>
+#include <optional>
 #include <string>
-#include <utility>
 #include <vector>
 
+#include "dflash/comm/collective_bytes.hpp"
 #include "dflash/comm/traffic.hpp"
 #include "dflash/io/disk_space.hpp"
 #include "dflash/model/draft_config.hpp"
 #include "dflash/model/parameters.hpp"
+#include "dflash/model/target_traffic.hpp"
 #include "dflash/model/ulysses_plan.hpp"
+#include "dflash/train/vocabulary_parallel_loss.hpp"
 
 namespace dflash {
 
@@ -22,9 +25,12 @@ struct TrainingPlan {
   index_t samples = 1;          // of a replica in a micro-step
   index_t sample_tokens = 0;    // of each; its context ends before its last anchor, so at most that
   index_t sample_blocks = 0;    // of each
-  index_t value_bytes = 4;      // of weights and activations
-  index_t stored_bytes = 2;     // of a stored feature
-  index_t vocabulary_rows = 0;  // of the head that a rank holds: V, or a share of it
+  NumberBytes bytes;            // of weights and activations; of gradients and sums
+  index_t stored_bytes = 2;     // of a stored feature; 0: nothing is read
+  index_t chunk_rows = 1024;    // supervised rows that the head takes at once
+  index_t tensor_parallel = 1;  // ranks that hold the target together
+  bool tied_head = false;       // the target's head is its embedding
+  std::optional<TargetConfig> target = {};  // where the target itself runs in the job
 
   struct Item {
     std::string name;
@@ -58,54 +64,70 @@ struct TrainingPlan {
 
   /// Memory of a rank, by kind.
   std::vector<Item> memory(index_t rank = 0) const {
-    const DFlashShape& s = config.shape;
-    const UlyssesPlan a = attention();
-    const index_t own = rank % layout.ranks();
-    const index_t rows = a.block_rows(own), context = a.context_rows(own);
-    const index_t q = s.heads * s.head_dim, kv = s.kv_heads * s.head_dim;
-    // What DFlashBlock::Saved and its ContextSaved hold, tensor by tensor.
-    const index_t block_saved = rows * (4 * s.hidden + 3 * q + 3 * kv + 3 * s.intermediate);
-    const index_t context_saved = context * 3 * kv;
-    index_t worker = 0;
-    if (layout.ranks() > 1) {
-      const index_t all_rows = a.blocks_total * config.block_size;
-      const index_t ring_rows =
-          a.layout.ring_blocks(own, a.blocks_total).size() * config.block_size;
-      worker = all_rows * (a.query_width(own) + a.lse_width(own)) +
-               2 * (ring_rows + layout.stripe(own).local(a.context_total)) * a.key_width(own);
-    }
-    const index_t n = parameters();
-    return {{"weights", n * value_bytes},
-            {"gradients", n * value_bytes},
-            {"optimizer", 2 * even_cut(n, ranks(), rank).size() * value_bytes},
-            {"features", context * config.feature_width() * value_bytes},
-            {"saved activations", (config.layers * (block_saved + context_saved + worker) +
-                                   (2 * context + (config.layers + 2) * rows) * s.hidden) *
-                                      value_bytes},
-            {"embedding and head", 2 * vocabulary_rows * s.hidden * value_bytes}};
+    const index_t n = parameters(), slice = even_cut(n, ranks(), rank).size();
+    const index_t masters = bytes.value < bytes.sum ? 1 : 0;
+    const index_t vocabulary = share(rank).of(config.vocabulary).size();
+    std::vector<Item> items{{"weights", n * bytes.value},
+                            {"gradients", n * bytes.sum},
+                            {"optimizer", (2 + masters) * slice * bytes.sum},
+                            {"features", batch_bytes(rank)},
+                            {"saved activations", saved_bytes(rank)},
+                            {"working memory", std::max(backward_bytes(rank), loss_bytes(rank))}};
+    if (target)
+      items.push_back({"target", TargetCut(*target, share(rank)).weights(*target) * bytes.value});
+    else
+      items.push_back({"embedding and head",
+                       (tied_head ? 1 : 2) * vocabulary * config.shape.hidden * bytes.value});
+    return items;
+  }
+  index_t memory_bytes(index_t rank = 0) const {
+    index_t sum = 0;
+    for (const Item& item : memory(rank)) sum += item.bytes;
+    return sum;
   }
 
-  /// What a rank sends in an optimizer step: through its sequence group, and through the world.
+  /// What a rank sends in an optimizer step: through its sequence group, through the world, and
+  /// through its target group, there at most: every slot is supervised, every anchor another token.
   Traffic sequence_traffic(index_t rank) const {
     Traffic t;
     if (layout.ranks() == 1) return t;
     const index_t times = config.layers * micro_steps;
     t.all_to_all = {UlyssesPlan::collectives * times,
-                    attention().sent_by(rank % layout.ranks()) * times * value_bytes};
+                    attention().sent_by(rank % layout.ranks()) * times * bytes.value};
     return t;
   }
   Traffic world_traffic(index_t rank) const {
-    const auto reduce = [&](index_t n, index_t bytes) {
-      const index_t own = even_cut(n, ranks(), rank).size();
-      return bytes * ((n - own) + own * (ranks() - 1));
-    };
-    const index_t n = parameters(), own = even_cut(n, ranks(), rank).size();
+    const Share all{ranks(), rank};
+    const index_t n = parameters(), own = all.of(n).size();
     Traffic t;
-    t.reduce_scatter_sum = {1, value_bytes * (n - own)};
-    t.all_gather = {1, value_bytes * own * (ranks() - 1)};
+    t.reduce_scatter_sum.add(reduce_scatter_bytes(n, own, bytes.sum));
+    t.all_gather.add(all_gather_bytes(all, own, bytes.value));
     // The loss, its counts and the squared norm, in double.
-    t.all_reduce_sum = {2, reduce(5 + 2 * config.block_size, 8) + reduce(1, 8)};
+    t.all_reduce_sum.add(all_reduce_bytes(all, 5 + 2 * config.block_size, 8));
+    t.all_reduce_sum.add(all_reduce_bytes(all, 1, 8));
     return t;
+  }
+  Traffic target_traffic(index_t rank) const {
+    Traffic step;
+    if (tensor_parallel == 1) return step;
+    const Range group = target_group(rank);
+    std::vector<index_t> distinct;
+    std::vector<std::vector<index_t>> chunks;
+    for (index_t other = group.begin; other < group.end; ++other) {
+      const index_t blocks = own_blocks(other);
+      distinct.push_back(blocks > 0 ? std::min(blocks + 1, config.vocabulary) : 0);  // and the mask
+      chunks.push_back(chunks_of(blocks));
+    }
+    for (index_t micro = 0; micro < micro_steps; ++micro) {
+      if (target)
+        for (index_t replica = group.begin / layout.ranks();
+             replica <= (group.end - 1) / layout.ranks(); ++replica)
+          step += dflash::target_traffic(*target, share(rank), context_total(), captured_layers(),
+                                         0, bytes);
+      step += own_vocabulary_rows_traffic(share(rank), config.shape.hidden, distinct, bytes);
+      step += vocabulary_parallel_loss_traffic(share(rank), config.shape.hidden, chunks, bytes);
+    }
+    return step;
   }
 
   /// Bytes of stored features that a rank reads in an optimizer step, at most.
@@ -122,21 +144,128 @@ struct TrainingPlan {
                       " parameters; a micro-step has up to " + std::to_string(context_total()) +
                       " context rows and " + std::to_string(blocks_total()) + " blocks of " +
                       std::to_string(config.block_size) + "\nmemory of rank 0:\n";
-    index_t sum = 0;
-    for (const Item& item : memory()) {
+    for (const Item& item : memory())
       out += "  " + item.name + ": " + bytes_text(item.bytes) + "\n";
-      sum += item.bytes;
-    }
-    out += "  together: " + bytes_text(sum) + "\nsent by rank 0 in a step:\n";
+    out += "  together: " + bytes_text(memory_bytes()) + "\nsent by rank 0 in a step:\n";
     const Traffic sequence = sequence_traffic(0), world = world_traffic(0);
-    for (const auto& [name, count] :
-         {std::pair{"all-to-all", sequence.all_to_all},
-          std::pair{"reduce-scatter of gradients", world.reduce_scatter_sum},
-          std::pair{"all-gather of weights", world.all_gather},
-          std::pair{"all-reduce of scalars", world.all_reduce_sum}})
+    const auto line = [&](const char* name, Traffic::Count count) {
       out += std::string("  ") + name + ": " + bytes_text(count.bytes) + " in " +
              std::to_string(count.calls) + "\n";
+    };
+    line("all-to-all", sequence.all_to_all);
+    line("reduce-scatter of gradients", world.reduce_scatter_sum);
+    line("all-gather of weights", world.all_gather);
+    line("all-reduce of scalars", world.all_reduce_sum);
+    if (tensor_parallel > 1) line("in the target group, at most", target_traffic(0).total());
     return out + "read from disk by rank 0 in a step: " + bytes_text(disk_bytes(0)) + "\n";
+  }
+
+ private:
+  Share share(index_t rank) const { return {tensor_parallel, rank % tensor_parallel}; }
+  Range target_group(index_t rank) const {
+    const index_t first = rank / tensor_parallel * tensor_parallel;
+    return {first, first + tensor_parallel};
+  }
+  index_t own_blocks(index_t rank) const {
+    return layout.blocks(rank % layout.ranks(), blocks_total()).size();
+  }
+  index_t captured_layers() const {
+    const auto& ids = config.target_layer_ids;
+    return ids.empty() ? 0 : *std::max_element(ids.begin(), ids.end()) + 1;
+  }
+  /// Supervised rows of each chunk of a loss, if every slot of every block is supervised.
+  std::vector<index_t> chunks_of(index_t blocks) const {
+    const index_t slots = config.block_size - 1;
+    const index_t each = std::max<index_t>(1, chunk_rows / tensor_parallel / slots);
+    std::vector<index_t> rows;
+    for (; blocks > 0; blocks -= each) rows.push_back(std::min(blocks, each) * slots);
+    return rows;
+  }
+
+  /// Sizes of this rank's part of an attention; a worker's are 0 where it is alone.
+  struct Part {
+    index_t rows, context, q, kv, all_rows, ring_rows, stripe, query, key, lse;
+  };
+  Part part(index_t rank) const {
+    const UlyssesPlan a = attention();
+    const index_t own = rank % layout.ranks();
+    const DFlashShape& s = config.shape;
+    Part p{.rows = a.block_rows(own),
+           .context = a.context_rows(own),
+           .q = s.heads * s.head_dim,
+           .kv = s.kv_heads * s.head_dim,
+           .all_rows = 0,
+           .ring_rows = 0,
+           .stripe = 0,
+           .query = 0,
+           .key = 0,
+           .lse = 0};
+    if (layout.ranks() == 1) return p;
+    p.all_rows = a.blocks_total * config.block_size;
+    p.ring_rows = layout.ring_blocks(own, a.blocks_total).size() * config.block_size;
+    p.stripe = layout.stripe(own).local(a.context_total);
+    p.query = a.query_width(own), p.key = a.key_width(own);
+    p.lse = a.query_heads(own).size();
+    return p;
+  }
+
+  /// Features, positions, tokens, and what each block of the group sees.
+  index_t batch_bytes(index_t rank) const {
+    const Part p = part(rank);
+    return p.context * (config.feature_width() * bytes.value + index_t(sizeof(index_t))) +
+           p.rows * index_t(sizeof(index_t) + sizeof(std::int32_t)) +
+           2 * blocks_total() * index_t(sizeof(index_t));
+  }
+
+  /// What DraftModel::Saved holds, layer by layer.
+  index_t saved_bytes(index_t rank) const {
+    const DFlashShape& s = config.shape;
+    const Part p = part(rank);
+    const bool alone = layout.ranks() == 1;
+    const index_t block = p.rows * (3 * s.hidden + 3 * p.q + 3 * p.kv + 3 * s.intermediate),
+                  context = p.context * 3 * p.kv,
+                  worker = p.all_rows * p.query + 2 * (p.ring_rows + p.stripe) * p.key;
+    const index_t lse =
+        alone ? p.rows * s.heads : p.all_rows * p.lse + (layout.ring > 1 ? p.rows * s.heads : 0);
+    const index_t sums =
+        config.layers * (p.rows * (2 + s.heads + s.kv_heads) + p.context * s.kv_heads + lse) +
+        p.context + p.rows;
+    const index_t values = config.layers * (block + context + worker) +
+                           (2 * p.context + (config.layers + 2) * p.rows) * s.hidden +
+                           (p.context + p.rows) * s.head_dim;
+    return values * bytes.value + sums * bytes.sum;
+  }
+
+  /// What backward needs besides, in the attention or the MLP of a layer, while the gradients of
+  /// the layer above's context are under way.
+  index_t backward_bytes(index_t rank) const {
+    const DFlashShape& s = config.shape;
+    const Part p = part(rank);
+    const index_t rows = 4 * p.rows * s.hidden + p.context * s.hidden;
+    const index_t context =
+        layout.ranks() == 1 ? 2 * p.context * p.kv : 4 * p.stripe * p.key + 2 * p.context * p.kv;
+    const index_t mlp = p.rows * (3 * s.intermediate + s.hidden),
+                  attention =
+                      p.rows * (2 * p.q + 2 * p.kv + s.hidden) + 2 * p.all_rows * p.query +
+                      2 * p.ring_rows * p.key +
+                      (layout.ranks() == 1 ? 0
+                                           : p.rows * (p.q + 2 * p.kv) + context +
+                                                 p.all_rows * p.query + 2 * p.ring_rows * p.key);
+    return (rows + context + std::max(mlp, attention)) * bytes.value;
+  }
+
+  /// What the loss needs: supervised rows and their gradients, of all ranks that hold the head.
+  index_t loss_bytes(index_t rank) const {
+    index_t own = 0, all = 0;
+    const Range group = target_group(rank);
+    for (index_t other = group.begin; other < group.end; ++other) {
+      const auto chunks = chunks_of(own_blocks(other));
+      const index_t rows = chunks.empty() ? 0 : chunks.front();
+      if (other == rank) own = rows;
+      all += rows;
+    }
+    const index_t rows = own + (tensor_parallel > 1 ? all : 0);
+    return (2 * rows + own_blocks(rank) * config.block_size) * config.shape.hidden * bytes.value;
   }
 };
 

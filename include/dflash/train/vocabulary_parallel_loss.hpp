@@ -177,11 +177,11 @@ LossResult vocabulary_parallel_draft_loss(B& backend, TensorParallelGroup<C>& gr
 
 /// What one rank sends in vocabulary_parallel_draft_loss, if rank p brings rows[p][i] supervised
 /// rows in its i-th chunk, for a draft of width `hidden`.
-template <Backend B>
-Traffic vocabulary_parallel_loss_traffic(Share rank, index_t hidden,
-                                         const std::vector<std::vector<index_t>>& rows) {
-  using T = typename B::value_type;
-  using A = typename B::accumulator_type;
+inline Traffic vocabulary_parallel_loss_traffic(Share rank, index_t hidden,
+                                                const std::vector<std::vector<index_t>>& rows,
+                                                NumberBytes bytes) {
+  const index_t part =
+      bytes.sum == 8 ? sizeof(CrossEntropyPart<double>) : sizeof(CrossEntropyPart<float>);
   Traffic traffic;
   if (rank.ranks == 1) return traffic;
   const auto& own = rows[std::size_t(rank.rank)];
@@ -199,9 +199,9 @@ Traffic vocabulary_parallel_loss_traffic(Share rank, index_t hidden,
     index_t all = 0;
     for (const auto& chunks : rows) all += round < chunks.size() ? chunks[round] : 0;
     const index_t here = round < own.size() ? own[round] : 0;
-    gather(here * hidden, sizeof(T));
-    gather(all, sizeof(CrossEntropyPart<A>));
-    traffic.reduce_scatter_sum.add(reduce_scatter_bytes(all * hidden, here * hidden, sizeof(A)));
+    gather(here * hidden, bytes.value);
+    gather(all, part);
+    traffic.reduce_scatter_sum.add(reduce_scatter_bytes(all * hidden, here * hidden, bytes.sum));
   }
   return traffic;
 }
