@@ -150,24 +150,4 @@ CapturedPack<B> capture(const dflash::TargetModel<B, C>& target,
   return pack;
 }
 
-/// The samples of a step with their features, as the store would give them.
-template <class B, class C>
-std::vector<dflash::MemorySample> capture_samples(const dflash::TargetModel<B, C>& target,
-                                                  const std::vector<dflash::TokenizedSample>& texts,
-                                                  const std::vector<index_t>& layers) {
-  std::vector<dflash::MemorySample> samples;
-  if (texts.empty()) return samples;
-  const auto pack = capture(target, std::span(texts), layers);
-  const auto features = pack.output.features.view();
-  const index_t width = features.shape[1];
-  for (std::size_t i = 0; i < texts.size(); ++i) {
-    const dflash::Range rows{pack.offsets[i], pack.offsets[i + 1]};
-    std::vector<float> values(std::size_t(rows.size() * width));
-    target.backend().download(features.rows(rows).data, values.data(), rows.size() * width);
-    samples.push_back(
-        {texts[i], std::make_shared<dflash::MemoryFeatures>(std::move(values), width)});
-  }
-  return samples;
-}
-
 }  // namespace examples

@@ -17,6 +17,45 @@ struct Options : examples::TrainOptions {
   examples::DataOptions data;
 };
 
+/// A micro-step's samples of one replica, with their blocks.
+struct MicroBatch {
+  std::vector<Sample> samples;
+  std::vector<Blocks> blocks;
+};
+
+/// Every rank knows the tokens and blocks of all replicas. Target groups run the target on shares
+/// of them, as far as a block sees, and send the rows to the ranks that train on them.
+template <Communicator C>
+MicroBatch captured(const TargetModel<B, C>& target, SequenceParallelGroup<C>& group,
+                    std::vector<MicroBatch> replicas, const DraftConfig& config) {
+  std::vector<std::vector<index_t>> kept(replicas.size());
+  std::vector<const Sample*> all;
+  for (std::size_t r = 0; r < replicas.size(); ++r)
+    for (std::size_t i = 0; i < replicas[r].samples.size(); ++i) {
+      kept[r].push_back(replicas[r].blocks[i].context_rows());
+      all.push_back(&replicas[r].samples[i]);
+    }
+  const FeatureDeal deal(group.layout(), target.group().size(), kept);
+  std::vector<std::int32_t> tokens;
+  std::vector<index_t> offsets{0};
+  const Range share = deal.captured_by(target.group().index());
+  for (index_t i = share.begin; i < share.end; ++i) {
+    if (deal.kept(i) == 0) continue;
+    const auto& text = all[std::size_t(i)]->tokens;
+    tokens.insert(tokens.end(), text.data, text.data + deal.kept(i));
+    offsets.push_back(index_t(tokens.size()));
+  }
+  Tensor<B, float, 2> features(target.backend(), {0, config.feature_width()});
+  if (!tokens.empty())
+    features =
+        std::move(target.prefill(tokens, offsets, {.layers = config.target_layer_ids}).features);
+  const auto rows = exchange_features(target.backend(), group, target.group().index(), deal,
+                                      std::move(features), config.feature_width());
+  MicroBatch own = std::move(replicas[std::size_t(group.replica())]);
+  for (std::size_t i = 0; i < rows.size(); ++i) own.samples[i].features = rows[i];
+  return own;
+}
+
 /// What every rank of the world runs.
 template <Communicator C>
 void train(C communicator, const Options& options, const examples::TokenizedData& data,
@@ -49,29 +88,20 @@ void train(C communicator, const Options& options, const examples::TokenizedData
     LossResult own(config.block_size);
     fill(backend, gradients.flat(), 0);
     for (index_t micro = 0; micro < options.accumulation_steps; ++micro) {
-      const auto positions_of = [&](index_t replica) {
-        return replica_positions(step, micro, options.batch_size, options.accumulation_steps,
-                                 group.replicas(), replica);
-      };
-      // The ranks of a target group run it for every replica that one of them belongs to.
-      const index_t first_rank = target_group.index() * target_group.size();
-      std::vector<MemorySample> memory;
-      for (index_t replica = first_rank / options.layout.ranks();
-           replica <= (first_rank + target_group.size() - 1) / options.layout.ranks(); ++replica) {
-        std::vector<TokenizedSample> texts;
-        for (index_t p = positions_of(replica).begin; p < positions_of(replica).end; ++p)
-          texts.push_back(data.samples[std::size_t(order.sample(p))]);
-        auto captured = examples::capture_samples(target, texts, config.target_layer_ids);
-        if (replica == group.replica()) memory = std::move(captured);
+      std::vector<MicroBatch> replicas(std::size_t(group.replicas()));
+      for (index_t replica = 0; replica < group.replicas(); ++replica) {
+        auto& [samples, blocks] = replicas[std::size_t(replica)];
+        const Range positions = replica_positions(
+            step, micro, options.batch_size, options.accumulation_steps, group.replicas(), replica);
+        for (index_t position = positions.begin; position < positions.end; ++position) {
+          samples.push_back(view_of(data.samples[std::size_t(order.sample(position))]));
+          blocks.push_back(sample_blocks(samples.back(), block_options, options.seed,
+                                         std::uint64_t(order.epoch(position))));
+        }
       }
-      const std::vector<Sample> samples(memory.begin(), memory.end());
-      std::vector<Blocks> blocks;
-      for (const Sample& sample : samples) {
-        const index_t position = positions_of(group.replica()).begin + index_t(blocks.size());
-        blocks.push_back(sample_blocks(sample, block_options, options.seed,
-                                       std::uint64_t(order.epoch(position))));
-        if (group.rank() == 0) own.metrics.tokens += double(sample.tokens.size());
-      }
+      const auto [samples, blocks] = captured(target, group, std::move(replicas), config);
+      if (group.rank() == 0)
+        for (const Sample& sample : samples) own.metrics.tokens += double(sample.tokens.size());
       own += micro_step(model, group, target_group, target.ends().embedding_slice(),
                         target.ends().lm_head_slice(), samples, blocks, loss_options, weights,
                         gradients);

@@ -10,6 +10,7 @@
 #include "dflash/cpu.hpp"
 #include "dflash/data/batch.hpp"
 #include "dflash/data/blocks.hpp"
+#include "dflash/data/feature_exchange.hpp"
 #include "dflash/data/memory_sample.hpp"
 #include "dflash/data/offline_shard_dataset.hpp"
 #include "dflash/data/prefetch.hpp"

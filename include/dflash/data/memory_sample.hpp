@@ -30,6 +30,14 @@ class MemoryFeatures final : public FeatureRows {
   index_t width_;
 };
 
+/// A view of a text, which must outlive it; without features yet.
+inline Sample view_of(const TokenizedSample& text) {
+  return {text.id,
+          {text.tokens.data(), {index_t(text.tokens.size())}},
+          {text.loss_mask.data(), {index_t(text.loss_mask.size())}},
+          nullptr};
+}
+
 /// A sample that owns its tokens and mask and shares its features.
 struct MemorySample {
   TokenizedSample text;
@@ -37,10 +45,9 @@ struct MemorySample {
 
   /// Views of this object, which must outlive them.
   operator Sample() const {
-    return {text.id,
-            {text.tokens.data(), {index_t(text.tokens.size())}},
-            {text.loss_mask.data(), {index_t(text.loss_mask.size())}},
-            features};
+    Sample sample = view_of(text);
+    sample.features = features;
+    return sample;
   }
 };
 

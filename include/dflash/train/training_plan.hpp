@@ -7,6 +7,7 @@
 
 #include "dflash/comm/collective_bytes.hpp"
 #include "dflash/comm/traffic.hpp"
+#include "dflash/data/feature_exchange.hpp"
 #include "dflash/io/disk_space.hpp"
 #include "dflash/model/draft_config.hpp"
 #include "dflash/model/parameters.hpp"
@@ -25,7 +26,7 @@ struct TrainingPlan {
   index_t samples = 1;          // of a replica in a micro-step
   index_t sample_tokens = 0;    // of each; its context ends before its last anchor, so at most that
   index_t sample_blocks = 0;    // of each
-  NumberBytes bytes;            // of weights and activations; of gradients and sums
+  NumberBytes bytes = {};       // of weights and activations; of gradients and sums
   index_t stored_bytes = 2;     // of a stored feature; 0: nothing is read
   index_t chunk_rows = 1024;    // supervised rows that the head takes at once
   index_t tensor_parallel = 1;  // ranks that hold the target together
@@ -72,7 +73,8 @@ struct TrainingPlan {
                             {"optimizer", (2 + masters) * slice * bytes.sum},
                             {"features", batch_bytes(rank)},
                             {"saved activations", saved_bytes(rank)},
-                            {"working memory", std::max(backward_bytes(rank), loss_bytes(rank))}};
+                            {"working memory", std::max({backward_bytes(rank), loss_bytes(rank),
+                                                         capture_bytes(rank)})}};
     if (target)
       items.push_back({"target", TargetCut(*target, share(rank)).weights(*target) * bytes.value});
     else
@@ -105,6 +107,12 @@ struct TrainingPlan {
     // The loss, its counts and the squared norm, in double.
     t.all_reduce_sum.add(all_reduce_bytes(all, 5 + 2 * config.block_size, 8));
     t.all_reduce_sum.add(all_reduce_bytes(all, 1, 8));
+    if (!target) return t;
+    const FeatureDeal deal = feature_deal();
+    index_t rows = 0;
+    for (index_t to = 0; to < ranks(); ++to) rows += to != rank ? deal.rows(rank, to) : 0;
+    for (index_t micro = 0; micro < micro_steps; ++micro)
+      t.all_to_all.add(rows * config.feature_width() * bytes.value);
     return t;
   }
   Traffic target_traffic(index_t rank) const {
@@ -119,11 +127,9 @@ struct TrainingPlan {
       chunks.push_back(chunks_of(blocks));
     }
     for (index_t micro = 0; micro < micro_steps; ++micro) {
-      if (target)
-        for (index_t replica = group.begin / layout.ranks();
-             replica <= (group.end - 1) / layout.ranks(); ++replica)
-          step += dflash::target_traffic(*target, share(rank), context_total(), captured_layers(),
-                                         0, bytes);
+      if (target && captured_rows(rank) > 0)
+        step += dflash::target_traffic(*target, share(rank), captured_rows(rank), captured_layers(),
+                                       0, bytes);
       step += own_vocabulary_rows_traffic(share(rank), config.shape.hidden, distinct, bytes);
       step += vocabulary_parallel_loss_traffic(share(rank), config.shape.hidden, chunks, bytes);
     }
@@ -153,6 +159,7 @@ struct TrainingPlan {
              std::to_string(count.calls) + "\n";
     };
     line("all-to-all", sequence.all_to_all);
+    if (target) line("captured features", world.all_to_all);
     line("reduce-scatter of gradients", world.reduce_scatter_sum);
     line("all-gather of weights", world.all_gather);
     line("all-reduce of scalars", world.all_reduce_sum);
@@ -161,6 +168,15 @@ struct TrainingPlan {
   }
 
  private:
+  FeatureDeal feature_deal() const {
+    const std::vector<index_t> each(std::size_t(samples), sample_tokens);
+    return {layout, tensor_parallel,
+            std::vector<std::vector<index_t>>(std::size_t(replicas), each)};
+  }
+  /// Rows that a rank's target group runs the target on in a micro-step.
+  index_t captured_rows(index_t rank) const {
+    return feature_deal().captured_by(rank / tensor_parallel).size() * sample_tokens;
+  }
   Share share(index_t rank) const { return {tensor_parallel, rank % tensor_parallel}; }
   Range target_group(index_t rank) const {
     const index_t first = rank / tensor_parallel * tensor_parallel;
@@ -252,6 +268,11 @@ struct TrainingPlan {
                                            : p.rows * (p.q + 2 * p.kv) + context +
                                                  p.all_rows * p.query + 2 * p.ring_rows * p.key);
     return (rows + context + std::max(mlp, attention)) * bytes.value;
+  }
+
+  /// Captured features twice, as they come and as they are sent.
+  index_t capture_bytes(index_t rank) const {
+    return target ? 2 * captured_rows(rank) * config.feature_width() * bytes.value : 0;
   }
 
   /// What the loss needs: supervised rows and their gradients, of all ranks that hold the head.

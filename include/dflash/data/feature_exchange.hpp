@@ -1,0 +1,164 @@
+#pragma once
+
+#include <algorithm>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "dflash/comm/sequence_parallel_group.hpp"
+#include "dflash/data/batch.hpp"
+#include "dflash/data/sample.hpp"
+
+namespace dflash {
+
+/// Who captures the samples of a micro-step and who needs which of their rows, while the target
+/// runs in the job. Samples are numbered replica after replica; target groups capture nearly equal,
+/// contiguous shares of them. Of a group's ranks each serves every t-th rank of the world.
+class FeatureDeal {
+ public:
+  struct Part {
+    index_t sample;
+    Range rows;  // of the sample
+  };
+
+  /// `kept` are those rows of each replica's samples that somebody sees.
+  FeatureDeal(SequenceLayout layout, index_t tensor_parallel,
+              std::vector<std::vector<index_t>> kept)
+      : layout_(layout), tensor_parallel_(tensor_parallel), kept_(std::move(kept)) {
+    first_.push_back(0);
+    for (const auto& samples : kept_) first_.push_back(first_.back() + index_t(samples.size()));
+  }
+
+  index_t ranks() const { return index_t(kept_.size()) * layout_.ranks(); }
+  index_t samples() const { return first_.back(); }
+  Range of_replica(index_t replica) const {
+    return {first_[std::size_t(replica)], first_[std::size_t(replica) + 1]};
+  }
+  /// Context rows of a sample that somebody sees.
+  index_t kept(index_t sample) const {
+    const auto replica =
+        std::upper_bound(first_.begin(), first_.end(), sample) - first_.begin() - 1;
+    return kept_[std::size_t(replica)][std::size_t(sample - first_[std::size_t(replica)])];
+  }
+  Range captured_by(index_t target_group) const {
+    return even_cut(samples(), ranks() / tensor_parallel_, target_group);
+  }
+
+  /// What one rank sends to another, in the order of the samples.
+  std::vector<Part> parts(index_t from, index_t to) const {
+    std::vector<Part> found;
+    if (from % tensor_parallel_ != to % tensor_parallel_) return found;
+    const index_t replica = to / layout_.ranks();
+    const auto& kept = kept_[std::size_t(replica)];
+    const Range own = of_replica(replica), here = captured_by(from / tensor_parallel_);
+    index_t total = 0, begin = 0;
+    for (const index_t rows : kept) total += rows;
+    const auto wanted = layout_.context_ranges(to % layout_.ranks(), total);
+    for (index_t sample = own.begin; sample < own.end; ++sample) {
+      const index_t rows = kept[std::size_t(sample - own.begin)];
+      if (sample >= here.begin && sample < here.end)
+        detail::for_each_overlap(wanted, begin, rows, [&](Range part) {
+          found.push_back({sample, part});
+        });
+      begin += rows;
+    }
+    return found;
+  }
+  /// Rows of those.
+  index_t rows(index_t from, index_t to) const {
+    index_t sum = 0;
+    for (const Part& part : parts(from, to)) sum += part.rows.size();
+    return sum;
+  }
+
+ private:
+  SequenceLayout layout_;
+  index_t tensor_parallel_;
+  std::vector<std::vector<index_t>> kept_;
+  std::vector<index_t> first_;  // sample of each replica, and the end
+};
+
+/// The rows of a sample that this rank received: those that its share of a batch reads.
+template <class T>
+class ReceivedRows final : public FeatureRows {
+ public:
+  ReceivedRows(std::shared_ptr<const std::vector<T>> values, index_t rows, index_t width)
+      : values_(std::move(values)), rows_(rows), width_(width) {}
+
+  /// Rows [range) of the sample are the received ones from number `at` on.
+  void add(Range range, index_t at) { pieces_.push_back({range, at}); }
+
+  index_t rows() const override { return rows_; }
+  index_t width() const override { return width_; }
+  void read(Range range, float* out) const override {
+    const auto piece = std::find_if(pieces_.begin(), pieces_.end(), [&](const Piece& p) {
+      return p.range.begin <= range.begin && range.end <= p.range.end;
+    });
+    expects(piece != pieces_.end() || range.size() == 0, "these feature rows are of another rank");
+    if (range.size() == 0) return;
+    const index_t first = piece->at + range.begin - piece->range.begin;
+    for (index_t i = 0; i < range.size() * width_; ++i)
+      out[i] = float((*values_)[std::size_t(first * width_ + i)]);
+  }
+
+ private:
+  struct Piece {
+    Range range;
+    index_t at;
+  };
+  std::shared_ptr<const std::vector<T>> values_;
+  index_t rows_, width_;
+  std::vector<Piece> pieces_;
+};
+
+/// Sends the features that this rank's target group has captured to the ranks that hold the rows,
+/// in one exchange of the world, and returns those of its own replica's samples. All ranks call it.
+///                                            features (kept rows of the captured samples, C * H)
+template <Backend B, Communicator C>
+std::vector<std::shared_ptr<const FeatureRows>> exchange_features(
+    B& backend, SequenceParallelGroup<C>& group, index_t target_group, const FeatureDeal& deal,
+    Tensor<B, typename B::value_type, 2> features, index_t width) {
+  using T = typename B::value_type;
+  C& world = group.world();
+  const Range captured = deal.captured_by(target_group), own = deal.of_replica(group.replica());
+  std::vector<index_t> offsets{0}, sent, received;
+  for (index_t sample = captured.begin; sample < captured.end; ++sample)
+    offsets.push_back(offsets.back() + deal.kept(sample));
+  expects(features.view().shape[0] == offsets.back(), "exchange_features: rows differ");
+  index_t send_rows = 0, receive_rows = 0;
+  for (index_t rank = 0; rank < world.size(); ++rank) {
+    const index_t there = deal.rows(world.rank(), rank), here = deal.rows(rank, world.rank());
+    sent.push_back(there * width), received.push_back(here * width);
+    send_rows += there, receive_rows += here;
+  }
+  Tensor<B, T, 2> out(backend, {send_rows, width});
+  index_t at = 0;
+  for (index_t rank = 0; rank < world.size(); ++rank)
+    for (const auto& [sample, rows] : deal.parts(world.rank(), rank)) {
+      const index_t begin = offsets[std::size_t(sample - captured.begin)] + rows.begin;
+      backend.copy(features.view().rows({begin, begin + rows.size()}).data,
+                   out.view().rows({at, at + rows.size()}).data, rows.size() * width);
+      at += rows.size();
+    }
+  features = {};
+  Tensor<B, T, 1> in(backend, {receive_rows * width});
+  world.all_to_all(backend, In<T, 1>(reshape<1>(out.view(), {out.size()})), sent, in.view(),
+                   received);
+  out = {};
+
+  std::vector<T> values(std::size_t(in.size()));
+  backend.download(in.view().data, values.data(), in.size());
+  const auto shared = std::make_shared<const std::vector<T>>(std::move(values));
+  std::vector<std::shared_ptr<ReceivedRows<T>>> rows_of;
+  for (index_t sample = own.begin; sample < own.end; ++sample)
+    rows_of.push_back(std::make_shared<ReceivedRows<T>>(shared, deal.kept(sample), width));
+  at = 0;
+  for (index_t rank = 0; rank < world.size(); ++rank)
+    for (const auto& [sample, rows] : deal.parts(rank, world.rank())) {
+      rows_of[std::size_t(sample - own.begin)]->add(rows, at);
+      at += rows.size();
+    }
+  return {rows_of.begin(), rows_of.end()};
+}
+
+}  // namespace dflash
