@@ -1,5 +1,8 @@
 // Flags of the programs.
 
+#include <map>
+#include <sstream>
+
 #include "programs/programs.hpp"
 
 TEST_CASE("every program lists its flags") {
@@ -25,7 +28,13 @@ TEST_CASE("every program lists its flags") {
                            "--log-interval",
                            "--save-interval",
                            "--seed",
-                           "--resume"};
+                           "--resume",
+                           "--plan",
+                           "--ranks",
+                           "--dist-timeout",
+                           "--sp-ulysses-size",
+                           "--sp-ring-size",
+                           "--tp-size"};
   Arguments offline = training, online = training;
   offline.push_back("--train-hidden-states-path");
   for (const char* flag :
@@ -35,7 +44,7 @@ TEST_CASE("every program lists its flags") {
       {"prepare_hidden_states",
        {"--target-model-path", "--draft-config-path", "--data-path", "--chat-template",
         "--output-path", "--model-type", "--sample-filter", "--block-size", "--num-draft-layers",
-        "--max-length", "--batch-size", "--dtype"}},
+        "--max-length", "--batch-size", "--dtype", "--ranks", "--tp-size", "--dist-timeout"}},
       {"train_offline", offline},
       {"train_online", online},
       {"evaluate",
@@ -51,6 +60,40 @@ TEST_CASE("every program lists its flags") {
     for (const std::string& flag : c.flags) CHECK_MESSAGE(mentions(help.out, flag + " "), flag);
     CHECK(failure_of(c.program, {"--no-such-flag"}).ends_with("(--help lists the flags)"));
   }
+}
+
+TEST_CASE("commands in the documents use flags that their programs have") {
+  const auto root = std::filesystem::path(DFLASH_EXAMPLE_DATA).parent_path().parent_path();
+  std::vector<std::filesystem::path> documents{root / "README.md"};
+  for (const auto& entry : std::filesystem::directory_iterator(root / "docs"))
+    if (entry.path().extension() == ".md") documents.push_back(entry.path());
+  std::map<std::string, std::string> help;
+  int checked = 0;
+  for (const auto& document : documents) {
+    CAPTURE(document.string());
+    bool shell = false, continued = false;
+    std::string program;
+    for (const std::string& line : lines_of(content_of(document))) {
+      if (line.starts_with("```")) shell = line == "```sh";
+      if (!shell) continue;
+      if (!continued) program.clear();
+      std::istringstream words(line);
+      for (std::string word; words >> word && word != "#";) {
+        std::string name = word.ends_with("_mpi") ? word.substr(0, word.size() - 4) : word;
+        name = name.substr(name.rfind('/') + 1);
+        if (name == "prepare_hidden_states" || name == "train_offline" || name == "train_online" ||
+            name == "evaluate") {
+          program = name;
+          if (help[program].empty()) help[program] = succeed(program, {"--help"}).out;
+        } else if (!program.empty() && word.starts_with("--")) {
+          CHECK_MESSAGE(mentions(help[program], word + " "), program, " has no ", word);
+          ++checked;
+        }
+      }
+      continued = line.ends_with("\\");
+    }
+  }
+  CHECK(checked > 30);
 }
 
 TEST_CASE("wrong flags are named in one sentence") {
