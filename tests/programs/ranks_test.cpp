@@ -149,7 +149,7 @@ TEST_CASE("training on every kind of layout has the curve and the weights of one
                                  ? Arguments{"--train-data-path", tiny_prompts} + data
                                  : Arguments{"--train-hidden-states-path", folder / "store"};
     const auto flags = [&](const std::filesystem::path& output) {
-      return (train_flags(output) + source + Arguments{"--seed", "3", "--learning-rate", "1e-3"}) +
+      return (train_flags(output) + source + Arguments{"--seed", "3", "--learning-rate", "2e-4"}) +
              ("--max-steps 5 " + c.steps);
     };
     auto& one = ones[c.program + c.steps];
