@@ -109,8 +109,9 @@ Measured measure(const Problem& p, SequenceLayout layout, int steps) {
     backend.memory().forget_peak();
     const auto step = [&](index_t i) {
       fill(backend, gradients.flat(), 0.0f);
-      const LossResult own = micro_step(model, group, target_group, ends, ends, p.samples, p.blocks,
-                                        {}, weights, gradients);
+      const auto batch = shard(backend, group, p.samples, p.blocks, *p.config.mask_token);
+      const LossResult own =
+          micro_step(model, group, target_group, ends, ends, batch, {}, weights, gradients);
       const LossResult loss = sum_over_ranks(backend, group.world(), own);
       optimizer.step(weights.flat(), gradients.flat(), 1e-4 * double(i + 1), loss.denominator);
     };

@@ -102,9 +102,9 @@ void train(C communicator, const Options& options, const examples::TokenizedData
       const auto [samples, blocks] = captured(target, group, std::move(replicas), config);
       if (group.rank() == 0)
         for (const Sample& sample : samples) own.metrics.tokens += double(sample.tokens.size());
+      const auto batch = shard(backend, group, samples, blocks, *config.mask_token);
       own += micro_step(model, group, target_group, target.ends().embedding_slice(),
-                        target.ends().lm_head_slice(), samples, blocks, loss_options, weights,
-                        gradients);
+                        target.ends().lm_head_slice(), batch, loss_options, weights, gradients);
     }
     const LossResult loss = sum_over_ranks(backend, world, own);
     const double norm =

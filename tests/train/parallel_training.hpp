@@ -66,8 +66,9 @@ Run train_on(C world, const dflash::DraftConfig& config,
                                        std::uint64_t(order.epoch(p))));
       }
       if (disturb) disturb(group.world().rank(), step * layout.accumulation + micro);
-      own += micro_step(model, group, target_group, embedding, head, samples, blocks, loss_options,
-                        weights, gradients);
+      const auto batch = shard(cpu, group, samples, blocks, *config.mask_token);
+      own += micro_step(model, group, target_group, embedding, head, batch, loss_options, weights,
+                        gradients);
     }
     const LossResult loss = sum_over_ranks(cpu, group.world(), own);
     const double norm =

@@ -83,9 +83,10 @@ void step_on_ranks(const TrainingPlan& plan, const std::vector<MemorySample>& me
     const Traffic first = group.sequence().traffic();
     cpu.memory().forget_peak();
     LossResult own(config.block_size);
-    for (index_t micro = 0; micro < plan.micro_steps; ++micro)
-      own += micro_step(model, group, target_group, ends, ends, samples, blocks, {}, weights,
-                        gradients);
+    for (index_t micro = 0; micro < plan.micro_steps; ++micro) {
+      const auto batch = shard(cpu, group, samples, blocks, *config.mask_token);
+      own += micro_step(model, group, target_group, ends, ends, batch, {}, weights, gradients);
+    }
     const LossResult loss = sum_over_ranks(cpu, group.world(), own);
     optimizer.step(weights.flat(), gradients.flat(), 1e-3, loss.denominator);
     counted.sequence = group.sequence().traffic() - first;
