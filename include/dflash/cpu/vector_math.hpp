@@ -104,13 +104,18 @@ template <class F>
 [[gnu::noinline, gnu::target("avx2,fma")]] void run_avx2(F& f) {
   f();
 }
+template <class F>
+[[gnu::noinline, gnu::target("avx2,fma,avx512f")]] void run_avx512(F& f) {
+  f();
+}
 #endif
 
 /// f(), compiled for the path's vectors if f is always_inline.
 template <class F>
 void on_path(CpuPath path, F f) {
 #if defined(__x86_64__)
-  if (path != CpuPath::portable) return run_avx2(f);
+  if (path >= CpuPath::avx512) return run_avx512(f);
+  if (path == CpuPath::avx2) return run_avx2(f);
 #endif
   run_portable(f);
 }
