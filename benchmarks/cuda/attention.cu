@@ -1,9 +1,11 @@
 // Attention of a draft with the shapes of qwen3-8b: 32 query heads and 8 key/value heads of 128,
-// blocks of 16 rows, anchors spread evenly over one sample. Prints milliseconds, and TFLOP/s twice:
-// of the (query, key) pairs that a row sees, and of all that the tiles compute. Arguments: how
-// often each is timed (20).
+// blocks of 16 rows, anchors spread evenly over one sample. First compares the kernels with those
+// in float, then prints milliseconds, and TFLOP/s twice: of the (query, key) pairs that a row sees,
+// and of all that the tiles compute. On Hopper its own kernels too. Arguments: how often each is
+// timed (20).
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <vector>
@@ -15,13 +17,13 @@
 namespace {
 
 using namespace dflash;
-using T = bfloat16;
-using Gpu = CudaBackend<T>;
 
 constexpr index_t heads = 32, kv_heads = 8, dim = 128, block_size = 16;
 constexpr index_t block_pairs = block_size * heads / kv_heads;  // of one key/value head
 
+template <class T>
 struct Problem {
+  using Gpu = CudaBackend<T>;
   Gpu& backend;
   index_t context, blocks, rows = blocks * block_size;
   std::vector<index_t> begin = std::vector<index_t>(std::size_t(blocks), 0), end = begin;
@@ -47,22 +49,51 @@ struct Problem {
       std::vector<T> host(std::size_t(x->size()));
       for (T& v : host) {  // uniform, of unit variance
         state = state * 6364136223846793005u + 1442695040888963407u;
-        v = T((float(state >> 40) * 0x1p-24f - 0.5f) * 3.4641016f);
+        v = T(float(bfloat16((float(state >> 40) * 0x1p-24f - 0.5f) * 3.4641016f)));
       }
       backend.upload(host.data(), x->view().data, x->size());
     }
+    clear_gradients();
     std::vector<float> zeros(std::size_t(delta.size()), 0.0f);
     backend.upload(zeros.data(), delta.view().data, delta.size());
   }
 
-  void forward() {
-    attention(backend, q.view(), KeyValue<T>{kc.view(), vc.view(), kb.view(), vb.view()}, rule,
-              y.view(), lse.view());
+  void clear_gradients() {
+    for (auto* x : {&dq, &dkc, &dvc, &dkb, &dvb})
+      cuda_expects(
+          cudaMemsetAsync(x->view().data, 0, std::size_t(x->size()) * sizeof(T), backend.stream()),
+          "zeros");
   }
+  KeyValue<const T> keys() { return {kc.view(), vc.view(), kb.view(), vb.view()}; }
+  KeyValue<T> key_gradients() { return {dkc.view(), dvc.view(), dkb.view(), dvb.view()}; }
+
+  void forward() { attention(backend, q.view(), keys(), rule, y.view(), lse.view()); }
   void backward() {
-    attention_backward(backend, q.view(), KeyValue<T>{kc.view(), vc.view(), kb.view(), vb.view()},
-                       rule, lse.view(), delta.view(), dy.view(), dq.view(),
-                       KeyValue<T>{dkc.view(), dvc.view(), dkb.view(), dvb.view()});
+    attention_backward(backend, q.view(), keys(), rule, lse.view(), delta.view(), dy.view(),
+                       dq.view(), key_gradients());
+  }
+  void forward_on_hopper() {
+    const cuda::AttentionPlan<T> plan(backend, q.view(), keys(), rule, {});
+    cuda::launch_attention_hopper<dim>(backend, plan, q.view().data, keys(), y.view().data,
+                                       lse.view().data);
+  }
+  void backward_on_hopper() {
+    const cuda::AttentionPlan<T> plan(backend, q.view(), keys(), rule, {});
+    cuda::launch_backward_hopper<dim>(backend, plan, q.view(), keys(), lse.view().data,
+                                      delta.view().data, dy.view(), dq.view().data,
+                                      key_gradients());
+  }
+
+  /// y, dq and the gradients of the keys and values, after a backward from zeros.
+  std::vector<std::vector<float>> results() {
+    std::vector<std::vector<float>> all;
+    for (auto* x : {&y, &dq, &dkc, &dvc, &dkb, &dvb}) {
+      std::vector<T> host(std::size_t(x->size()));
+      backend.download(x->view().data, host.data(), x->size());
+      all.emplace_back(host.size());
+      for (std::size_t i = 0; i < host.size(); ++i) all.back()[i] = float(host[i]);
+    }
+    return all;
   }
 
   /// (query row, head, key) triples that the mask lets through.
@@ -93,7 +124,7 @@ struct Problem {
 };
 
 template <class F>
-double milliseconds(Gpu& backend, int times, F f) {
+double milliseconds(CudaBackend<bfloat16>& backend, int times, F f) {
   cudaEvent_t start, stop;
   cuda_expects(cudaEventCreate(&start), "an event");
   cuda_expects(cudaEventCreate(&stop), "an event");
@@ -114,9 +145,67 @@ double milliseconds(Gpu& backend, int times, F f) {
   return double(measured[measured.size() / 2]);
 }
 
-void print(const char* what, const Problem& p, double ms, double useful, double computed) {
-  std::printf("%-9s S %6td  N %4td  %8.3f ms  %7.1f TFLOP/s useful  %7.1f computed\n", what,
-              p.context, p.blocks, ms, useful / ms * 1e-9, computed / ms * 1e-9);
+void print(const char* what, index_t context, index_t blocks, double ms, double useful,
+           double computed) {
+  std::printf("%-15s S %6td  N %4td  %8.3f ms  %7.1f TFLOP/s useful  %7.1f computed\n", what,
+              context, blocks, ms, useful / ms * 1e-9, computed / ms * 1e-9);
+}
+
+/// |a - b| / |b| of each result.
+void compare(const char* what, const std::vector<std::vector<float>>& a,
+             const std::vector<std::vector<float>>& b) {
+  std::printf("%-15s differs from float by", what);
+  const char* const names[] = {"y", "dq", "dk context", "dv context", "dk block", "dv block"};
+  for (std::size_t k = 0; k < a.size(); ++k) {
+    double error = 0, size = 0;
+    for (std::size_t i = 0; i < a[k].size(); ++i) {
+      error += std::pow(double(a[k][i]) - double(b[k][i]), 2);
+      size += std::pow(double(b[k][i]), 2);
+    }
+    std::printf("  %s %.2e", names[k], std::sqrt(error / size));
+  }
+  std::printf("\n");
+}
+
+void check(CudaBackend<bfloat16>& backend, bool hopper) {
+  CudaBackend<float> exact_backend;
+  Problem<float> exact(exact_backend, 1000, 100);
+  Problem<bfloat16> p(backend, 1000, 100);
+  exact.forward();
+  exact.backward();
+  const auto expected = exact.results();
+  p.forward();
+  p.backward();
+  compare("mma", p.results(), expected);
+  if (!hopper) return;
+  p.clear_gradients();
+  p.forward_on_hopper();
+  p.backward_on_hopper();
+  compare("warp groups", p.results(), expected);
+}
+
+void measure(CudaBackend<bfloat16>& backend, index_t context, index_t blocks, int times,
+             bool hopper) {
+  using Forward = cuda::ForwardCut<dim>;
+  using Query = cuda::QueryGradientCut<dim>;
+  using Key = cuda::KeyGradientCut<dim>;
+  Problem<bfloat16> p(backend, context, blocks);
+  const double product = 2.0 * dim;  // operations of one product, per pair
+  const double forward = 2 * product * p.useful(), backward = 5 * product * p.useful();
+  print("forward", context, blocks, milliseconds(backend, times, [&] { p.forward(); }), forward,
+        2 * product * p.by_rows(Forward::warp_rows, Forward::rows, Forward::keys));
+  print("backward", context, blocks, milliseconds(backend, times, [&] { p.backward(); }), backward,
+        3 * product * p.by_rows(Query::warp_rows, Query::rows, Query::keys) +
+            4 * product * p.by_keys(Key::keys));
+  if (!hopper) return;
+  using Cut = cuda::HopperCut<dim>;
+  print("forward, groups", context, blocks,
+        milliseconds(backend, times, [&] { p.forward_on_hopper(); }), forward,
+        2 * product * p.by_rows(Cut::tile, Cut::rows, Cut::tile));
+  print("backward, groups", context, blocks,
+        milliseconds(backend, times, [&] { p.backward_on_hopper(); }), backward,
+        3 * product * p.by_rows(Cut::tile, Cut::rows, Cut::tile) +
+            4 * product * p.by_keys(Cut::rows));
 }
 
 }  // namespace
@@ -126,20 +215,9 @@ int main(int count, char** arguments) {
   cudaDeviceProp properties;
   cuda_expects(cudaGetDeviceProperties(&properties, 0), "the device");
   std::printf("%s, median of %d\n", properties.name, times);
-  Gpu backend;
-  using Forward = cuda::ForwardCut<dim>;
-  using Query = cuda::QueryGradientCut<dim>;
-  using Key = cuda::KeyGradientCut<dim>;
+  CudaBackend<bfloat16> backend;
+  const bool hopper = properties.major == 9;
+  check(backend, hopper);
   for (index_t context : {768, 3072, 32768})
-    for (index_t blocks : {256, 512}) {
-      Problem p(backend, context, blocks);
-      const double product = 2.0 * dim;  // operations of one product, per pair
-      const double forward = milliseconds(backend, times, [&] { p.forward(); });
-      print("forward", p, forward, 2 * product * p.useful(),
-            2 * product * p.by_rows(Forward::warp_rows, Forward::rows, Forward::keys));
-      const double backward = milliseconds(backend, times, [&] { p.backward(); });
-      print("backward", p, backward, 5 * product * p.useful(),
-            3 * product * p.by_rows(Query::warp_rows, Query::rows, Query::keys) +
-                4 * product * p.by_keys(Key::keys));
-    }
+    for (index_t blocks : {256, 512}) measure(backend, context, blocks, times, hopper);
 }

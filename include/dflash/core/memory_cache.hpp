@@ -22,12 +22,17 @@ struct MemorySource {
   void (*free)(void* block) noexcept;
 };
 
-/// Host memory, 64-byte aligned.
-inline MemorySource system_memory() {
-  constexpr std::align_val_t alignment{64};
-  return {[](std::size_t bytes) { return ::operator new(bytes, alignment, std::nothrow); },
-          [](void* block) noexcept { ::operator delete(block, alignment); }};
+namespace detail {
+inline constexpr std::align_val_t host_alignment{64};
+// Functions, not lambdas: nvcc loses the parameters of these.
+inline void* allocate_host(std::size_t bytes) {
+  return ::operator new(bytes, host_alignment, std::nothrow);
 }
+inline void free_host(void* block) noexcept { ::operator delete(block, host_alignment); }
+}  // namespace detail
+
+/// Host memory, 64-byte aligned.
+inline MemorySource system_memory() { return {detail::allocate_host, detail::free_host}; }
 
 /// Blocks of memory that were freed and wait to be used again, by size class, so that steady-state
 /// training asks the system for nothing. Any thread may allocate and free.

@@ -24,6 +24,7 @@ struct KeyGradientCut {
     alignas(128) bfloat16 k[keys * tile_stride<D>], v[keys * tile_stride<D>];
     Stage stage[2];
     KeyRange warp_blocks[warps];
+    KeyGradientTile key_tile;  // for the end, when registers are free again
 
     /// In the place of k and v, once they are done with.
     __device__ float* sum() { return reinterpret_cast<float*>(k); }
@@ -143,6 +144,7 @@ __global__ void __launch_bounds__(KeyGradientCut<D>::threads, 2)
   const KeyGradientTile tile(a, int(blockIdx.y), int(blockIdx.x), Cut::keys, parts.most);
   const KeyRange pairs = pairs_of_part(tile, parts, tile.pairs(a, shared.warp_blocks), kv_head);
   if (pairs.begin >= pairs.end) return;
+  if (threadIdx.x == 0) shared.key_tile = tile;
 
   const auto load = [&](typename Cut::Stage& to, int from) {
     if (from < pairs.end) {
@@ -204,7 +206,9 @@ __global__ void __launch_bounds__(KeyGradientCut<D>::threads, 2)
     lay_out<D, 1, C>(which == 0 ? dk : dv, shared.sum() + warp_key * tile_stride<D>);
     __syncthreads();
     store_key_gradient<D, Cut::keys, Cut::columns, Cut::threads>(
-        shared.sum(), which, a, parts, tile, {tile.begin, tile.end}, kv_head, column, dkv);
+        shared.sum(), which, a, parts, shared.key_tile,
+        {shared.key_tile.begin, shared.key_tile.end}, int(blockIdx.y),
+        int(blockIdx.z) * Cut::columns, dkv);
     __syncthreads();
   }
 }

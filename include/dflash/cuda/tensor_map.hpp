@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "dflash/core/bfloat16.hpp"
+#include "dflash/core/error.hpp"
 #include "dflash/core/tensor.hpp"
 #include "dflash/cuda/expects.hpp"
 
