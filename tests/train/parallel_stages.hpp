@@ -5,6 +5,7 @@
 #include <cmath>
 #include <map>
 #include <mutex>
+#include <span>
 
 #include "dflash/comm/thread_communicator.hpp"
 #include "dflash/model/ulysses_attention.hpp"
@@ -72,7 +73,8 @@ class Whole {
                   In<double, 2> own) {
     const Range range = group.layout().blocks(group.rank(), blocks);
     REQUIRE(own.shape[0] == range.size() * block_size);
-    put(name, {{range.begin * block_size, range.end * block_size}}, own);
+    const Range rows{range.begin * block_size, range.end * block_size};
+    put(name, {&rows, 1}, own);
   }
   void add_context(const std::string& name, const Group& group, index_t rows, In<double, 2> own) {
     put(name, group.layout().context_ranges(group.rank(), rows), own);
@@ -86,7 +88,7 @@ class Whole {
   const std::map<std::string, Values>& values() const { return values_; }
 
  private:
-  void put(const std::string& name, const std::vector<Range>& rows, In<double, 2> own) {
+  void put(const std::string& name, std::span<const Range> rows, In<double, 2> own) {
     const std::lock_guard lock(mutex_);
     Values& all = values_[name];
     const double* from = own.data;
