@@ -151,8 +151,8 @@ __device__ __forceinline__ void store_part(const Accumulator<M, D / 8>& y,
 }
 
 /// y and lse of all parts, one warp for each query row and head.
-static __global__ void merge_parts_kernel(KeyParts parts, index_t rows, int dim, bfloat16* y,
-                                          float* lse) {
+[[maybe_unused]] static __global__ void merge_parts_kernel(KeyParts parts, index_t rows, int dim,
+                                                           bfloat16* y, float* lse) {
   const index_t row = (index_t(blockIdx.x) * blockDim.x + threadIdx.x) / warp_size;
   if (row >= rows) return;
   float top = -INFINITY, sum = 0;

@@ -65,7 +65,8 @@ struct AttentionShape {
   __device__ int rows() const { return block_count * block_size; }
 };
 
-static __global__ void plan_attention_kernel(BlockMask mask, SeenKeys* seen, BlockKeys* blocks) {
+[[maybe_unused]] static __global__ void plan_attention_kernel(BlockMask mask, SeenKeys* seen,
+                                                              BlockKeys* blocks) {
   const index_t row = index_t(blockIdx.x) * blockDim.x + threadIdx.x;
   if (row >= mask.blocks() * mask.block_size) return;
   const index_t block = row / mask.block_size, offset = row % mask.block_size;

@@ -14,6 +14,7 @@
 
 #include "dflash/core/bfloat16.hpp"
 #include "dflash/core/error.hpp"
+#include "dflash/core/float8.hpp"
 #include "dflash/cuda/expects.hpp"
 #include "dflash/cuda/gemm_shape.hpp"
 
@@ -55,13 +56,15 @@ using CublasPreference = CublasOwner<cublasLtMatmulPreference_t, cublasLtMatmulP
 
 template <class T>
 constexpr cudaDataType_t cuda_type() {
+  if (std::is_same_v<T, float8_e4m3>) return CUDA_R_8F_E4M3;
   return std::is_same_v<T, float> ? CUDA_R_32F : CUDA_R_16BF;
 }
 
 }  // namespace detail
 
-/// Every matrix product of the CUDA backend, by cuBLASLt: bfloat16 or fp32 in, summed in fp32, fp32
-/// products exact (no TF32). The algorithm is chosen once per shape and kept.
+/// Every matrix product of the CUDA backend, by cuBLASLt: bfloat16, fp32 or float8_e4m3 in, summed
+/// in fp32, fp32 products exact (no TF32), those of float8 without "fast accumulation". The
+/// algorithm is chosen once per shape and kept.
 class CudaGemm {
  public:
   explicit CudaGemm(cudaStream_t stream) : stream_(stream) {
@@ -80,6 +83,7 @@ class CudaGemm {
   template <class T, class Y>
   void multiply(const GemmShape& shape, const T* a, const T* b, Y* y) {
     static_assert(std::is_same_v<Y, float> || std::is_same_v<Y, T>);
+    if constexpr (std::is_same_v<T, float8_e4m3>) shape.expect_float8(a, b);
     const float one = 1, scale = shape.add ? 1 : 0;
     if (shape.rows == 0 || shape.columns == 0) return;
     if (shape.depth == 0) {

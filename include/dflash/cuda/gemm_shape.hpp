@@ -1,8 +1,10 @@
 #pragma once
 
 #include <compare>
+#include <cstdint>
 
 #include "dflash/core/config.hpp"
+#include "dflash/core/error.hpp"
 
 namespace dflash {
 
@@ -14,6 +16,15 @@ struct GemmShape {
   bool add = false;
 
   auto operator<=>(const GemmShape&) const = default;
+
+  /// Error unless tensor cores of every kind can multiply float8 matrices of this shape: both lie
+  /// along the depth, in whole vectors of 16 bytes.
+  void expect_float8(const void* a, const void* b) const {
+    const auto address = reinterpret_cast<std::uintptr_t>(a) | reinterpret_cast<std::uintptr_t>(b);
+    expects(!a_transposed && b_transposed, "a product of float8: both must lie along the depth");
+    expects(columns % 16 == 0 && depth % 16 == 0 && address % 16 == 0,
+            "a product of float8: columns, depth and addresses must be multiples of 16");
+  }
 };
 
 }  // namespace dflash

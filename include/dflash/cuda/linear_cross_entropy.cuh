@@ -138,21 +138,29 @@ void run_over_logits(CudaBackend<T>& backend, In<T, 2> x, In<T, 2> w,
   }
 }
 
+/// What becomes of the rows that run_over_logits has finished: nll, correct and dx of the whole.
 template <class T>
-void linear_cross_entropy(CudaBackend<T>& backend, In<T, 2> x, In<T, 2> w,
-                          View<const std::int32_t, 1> label, Out<float, 1> nll,
-                          View<std::uint8_t, 1> correct, Out<T, 2> dx, CrossEntropyTile tile) {
+auto whole_cross_entropy(CudaBackend<T>& backend, In<T, 2> x, In<T, 2> w,
+                         View<const std::int32_t, 1> label, Out<float, 1> nll,
+                         View<std::uint8_t, 1> correct, Out<T, 2> dx) {
   const index_t rows = x.shape[0], dim = x.shape[1], vocabulary = w.shape[0];
   expects(w.shape[1] == dim && label.shape[0] == rows && nll.shape[0] == rows &&
               correct.shape[0] == rows && dx.shape[0] == rows && dx.shape[1] == dim,
           "linear_cross_entropy: shapes differ");
   expects(rows == 0 || vocabulary > 0, "linear_cross_entropy: the head has no words");
-  run_over_logits(backend, x, w, label, backend.fault(), tile,
-                  [&](Range r, const RunningRow* run, const float* sum) {
-                    launch(backend.stream(), cross_entropy_finish_kernel<T>, unsigned(r.size()),
-                           row_threads, 0, run, label.data + r.begin, sum, w.data, vocabulary, dim,
-                           nll.data + r.begin, correct.data + r.begin, dx.rows(r).data);
-                  });
+  return [=, &backend](Range r, const RunningRow* run, const float* sum) {
+    launch(backend.stream(), cross_entropy_finish_kernel<T>, unsigned(r.size()), row_threads, 0,
+           run, label.data + r.begin, sum, w.data, vocabulary, dim, nll.data + r.begin,
+           correct.data + r.begin, dx.rows(r).data);
+  };
+}
+
+template <class T>
+void linear_cross_entropy(CudaBackend<T>& backend, In<T, 2> x, In<T, 2> w,
+                          View<const std::int32_t, 1> label, Out<float, 1> nll,
+                          View<std::uint8_t, 1> correct, Out<T, 2> dx, CrossEntropyTile tile) {
+  const auto finish = whole_cross_entropy(backend, x, w, label, nll, correct, dx);
+  run_over_logits(backend, x, w, label, backend.fault(), tile, finish);
 }
 
 }  // namespace cuda::detail

@@ -35,20 +35,28 @@ __global__ void __launch_bounds__(row_threads)
   }
 }
 
+/// What becomes of the rows that run_over_logits has finished: their part, not yet divided.
+template <class T>
+auto part_of_cross_entropy(CudaBackend<T>& backend, In<T, 2> x, In<T, 2> w,
+                           View<const std::int32_t, 1> label, View<CrossEntropyPart<float>, 1> part,
+                           Out<T, 2> dx) {
+  const index_t rows = x.shape[0], dim = x.shape[1];
+  expects(w.shape[1] == dim && label.shape[0] == rows && part.shape[0] == rows &&
+              dx.shape[0] == rows && dx.shape[1] == dim,
+          "linear_cross_entropy_part: shapes differ");
+  return [=, &backend](Range r, const RunningRow* run, const float* sum) {
+    launch(backend.stream(), cross_entropy_part_kernel<T>, unsigned(r.size()), row_threads, 0, run,
+           sum, dim, part.data + r.begin, dx.rows(r).data);
+  };
+}
+
 template <class T>
 void linear_cross_entropy_part(CudaBackend<T>& backend, In<T, 2> x, In<T, 2> w,
                                View<const std::int32_t, 1> label,
                                View<CrossEntropyPart<float>, 1> part, Out<T, 2> dx,
                                CrossEntropyTile tile) {
-  const index_t rows = x.shape[0], dim = x.shape[1];
-  expects(w.shape[1] == dim && label.shape[0] == rows && part.shape[0] == rows &&
-              dx.shape[0] == rows && dx.shape[1] == dim,
-          "linear_cross_entropy_part: shapes differ");
-  run_over_logits(backend, x, w, label, nullptr, tile,
-                  [&](Range r, const RunningRow* run, const float* sum) {
-                    launch(backend.stream(), cross_entropy_part_kernel<T>, unsigned(r.size()),
-                           row_threads, 0, run, sum, dim, part.data + r.begin, dx.rows(r).data);
-                  });
+  const auto finish = part_of_cross_entropy(backend, x, w, label, part, dx);
+  run_over_logits(backend, x, w, label, nullptr, tile, finish);
 }
 
 }  // namespace cuda::detail

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cuda_fp8.h>
 #include <cuda_runtime.h>
 
 #include <cstdint>
@@ -89,6 +90,16 @@ __device__ __forceinline__ std::uint32_t pack_bfloat16(float low, float high) {
   std::uint32_t packed;
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
   return packed;
+}
+
+/// Four floats as float8_e4m3, rounded to nearest even, the first in the lowest byte; what is
+/// larger than the largest value becomes that, NaN stays NaN.
+__device__ __forceinline__ std::uint32_t pack_float8(float a, float b, float c, float d) {
+  const auto pair = [](float low, float high) {
+    return std::uint32_t(
+        __nv_cvt_float2_to_fp8x2(make_float2(low, high), __NV_SATFINITE, __NV_E4M3));
+  };
+  return pair(a, b) | pair(c, d) << 16;
 }
 
 /// 2^x, to about two units in the last place; results below the normal numbers are zero.

@@ -31,6 +31,18 @@ __device__ __forceinline__ float warp_max(float x) {
 __device__ __forceinline__ int warp_min(int x) { return __reduce_min_sync(whole_warp, x); }
 __device__ __forceinline__ int warp_max(int x) { return __reduce_max_sync(whole_warp, x); }
 
+/// The same largest number in every thread of a block of whole warps, all of which call it; NaN is
+/// passed over. `scratch` as for block_sum.
+__device__ __forceinline__ float block_max(float x, float* scratch) {
+  x = warp_max(x);
+  if (threadIdx.x % warp_size == 0) scratch[threadIdx.x / warp_size] = x;
+  __syncthreads();
+  x = scratch[0];
+  for (unsigned w = 1; w < blockDim.x / warp_size; ++w) x = fmaxf(x, scratch[w]);
+  __syncthreads();
+  return x;
+}
+
 /// The same sum in every thread of a block of whole warps, all of which call it. `scratch` holds 32
 /// numbers of shared memory that nothing else uses between two barriers.
 template <class T>

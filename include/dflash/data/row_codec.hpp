@@ -7,8 +7,8 @@
 
 #include "dflash/core/bfloat16.hpp"
 #include "dflash/core/config.hpp"
+#include "dflash/core/float8.hpp"
 #include "dflash/io/dtype.hpp"
-#include "dflash/io/float8.hpp"
 
 namespace dflash {
 

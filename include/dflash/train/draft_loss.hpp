@@ -1,6 +1,7 @@
 #pragma once
 
 #include <algorithm>
+#include <concepts>
 #include <cstdint>
 #include <span>
 #include <string>
@@ -61,15 +62,16 @@ inline HostVector<LossChunk> loss_chunks(std::span<const std::int32_t> labels,
 }
 
 /// What a head says of supervised rows: nll and whether the label is the likeliest, per row, and
-/// d nll / dx. This one is the whole head.
-template <Backend B>
+/// d nll / dx. This one is the whole head, Rows what linear_cross_entropy takes for it.
+template <Backend B, class Rows>
 class WholeHead {
  public:
   using T = typename B::value_type;
 
-  WholeHead(B& backend, In<T, 2> head) : backend_(&backend), head_(head) {}
+  WholeHead(B& backend, const Rows& head, index_t vocabulary)
+      : backend_(&backend), head_(&head), vocabulary_(vocabulary) {}
 
-  index_t vocabulary() const { return head_.shape[0]; }
+  index_t vocabulary() const { return vocabulary_; }
   index_t chunk_rows(const LossOptions& options) const { return options.chunk_rows; }
   /// How often it wants to be called; without rows once the chunks are used up.
   index_t rounds(std::span<const LossChunk> chunks) { return index_t(chunks.size()); }
@@ -81,7 +83,7 @@ class WholeHead {
     const auto labels = uploaded(*backend_, label.data(), rows);
     Tensor<B, A, 1> values(*backend_, {rows});
     Tensor<B, std::uint8_t, 1> hits(*backend_, {rows});
-    linear_cross_entropy(*backend_, x, head_, labels.view(), values.view(), hits.view(), dx);
+    linear_cross_entropy(*backend_, x, *head_, labels.view(), values.view(), hits.view(), dx);
     HostVector<A> value(nll.size());
     backend_->download(values.view().data, value.data(), rows);
     backend_->download(hits.view().data, correct.data(), rows);
@@ -90,7 +92,8 @@ class WholeHead {
 
  private:
   B* backend_;
-  In<T, 2> head_;
+  const Rows* head_;
+  index_t vocabulary_;
 };
 
 /// draft_loss with any kind of head.
@@ -144,6 +147,12 @@ LossResult draft_loss_under(B& backend, Head&& head, In<typename B::value_type, 
 
 }  // namespace detail
 
+/// A head that a backend has prepared for linear_cross_entropy, such as Float8Head.
+template <class P, class B>
+concept PreparedHead = requires(const P& head) {
+  { head.rows() } -> std::convertible_to<In<typename B::value_type, 2>>;  // the head itself
+};
+
 /// The loss of the draft's output under the target's head, and `doutput` = d numerator / d hidden
 /// (written). Only supervised rows reach the head, a chunk at a time: logits never exist whole.
 /// `samples` is what D-PACE divides by. Error if a label lies outside the head's vocabulary.
@@ -154,8 +163,20 @@ LossResult draft_loss(B& backend, In<typename B::value_type, 2> head,
                       std::span<const float> weights, index_t block_size, index_t samples,
                       const LossOptions& options, Out<typename B::value_type, 2> doutput) {
   expects(head.shape[1] == hidden.shape[1], "draft_loss: the head is not as wide as the draft");
-  return detail::draft_loss_under(backend, detail::WholeHead<B>(backend, head), hidden, labels,
-                                  weights, block_size, samples, options, doutput);
+  return detail::draft_loss_under(backend, detail::WholeHead(backend, head, head.shape[0]), hidden,
+                                  labels, weights, block_size, samples, options, doutput);
+}
+
+/// The same under a head that the backend has prepared.
+template <Backend B, PreparedHead<B> P>
+LossResult draft_loss(B& backend, const P& head, In<typename B::value_type, 2> hidden,
+                      std::span<const std::int32_t> labels, std::span<const float> weights,
+                      index_t block_size, index_t samples, const LossOptions& options,
+                      Out<typename B::value_type, 2> doutput) {
+  expects(head.rows().shape[1] == hidden.shape[1],
+          "draft_loss: the head is not as wide as the draft");
+  return detail::draft_loss_under(backend, detail::WholeHead(backend, head, head.rows().shape[0]),
+                                  hidden, labels, weights, block_size, samples, options, doutput);
 }
 
 }  // namespace dflash

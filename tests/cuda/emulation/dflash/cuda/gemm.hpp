@@ -6,9 +6,11 @@
 #include <cuda_runtime.h>
 
 #include <cstddef>
+#include <type_traits>
 #include <vector>
 
 #include "dflash/core/bfloat16.hpp"
+#include "dflash/core/float8.hpp"
 #include "dflash/cuda/gemm_shape.hpp"
 
 namespace dflash {
@@ -19,6 +21,7 @@ class CudaGemm {
 
   template <class T, class Y>
   void multiply(const GemmShape& shape, const T* a, const T* b, Y* y) {
+    if constexpr (std::is_same_v<T, float8_e4m3>) shape.expect_float8(a, b);
     cuda_emulation::enqueue(stream_, [=] {
       const auto [rows, columns, depth, a_turned, b_turned, add] = shape;
       std::vector<float> sum(std::size_t(columns), 0.0f), wide(std::size_t(columns * depth), 0.0f);

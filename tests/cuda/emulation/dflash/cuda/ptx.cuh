@@ -5,12 +5,14 @@
 
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 
 #include "dflash/core/bfloat16.hpp"
+#include "dflash/core/float8.hpp"
 
 namespace dflash::cuda {
 
@@ -97,6 +99,14 @@ inline void multiply_add(float (&c)[4], const std::uint32_t (&a)[4], const std::
 
 inline std::uint32_t pack_bfloat16(float low, float high) {
   return detail::pair(bfloat16(low).bits, bfloat16(high).bits);
+}
+
+inline std::uint32_t pack_float8(float a, float b, float c, float d) {
+  const auto bits = [](float x) {
+    constexpr float top = float8_e4m3::largest;
+    return std::uint32_t(float8_e4m3(x != x ? x : std::clamp(x, -top, top)).bits);
+  };
+  return bits(a) | bits(b) << 8 | bits(c) << 16 | bits(d) << 24;
 }
 
 inline float exp2_fast(float x) {

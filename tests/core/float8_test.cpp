@@ -1,4 +1,4 @@
-#include "dflash/io/float8.hpp"
+#include "dflash/core/float8.hpp"
 
 #include <doctest/doctest.h>
 
