@@ -1,14 +1,15 @@
 // Trains a DFlash draft from captured hidden states:
 //   prepare_hidden_states --target-model-path T --data-path D.jsonl --output-path STORE
 //   train_offline --target-model-path T --train-hidden-states-path STORE --output-dir OUT
-// On several ranks: --ranks 4 --sp-ulysses-size 2, or under mpirun as train_offline_mpi.
+// On several ranks: --ranks 4 --sp-ulysses-size 2, or under mpirun as train_offline_mpi. On GPUs:
+// train_offline_gpu.
 
 #include "guarded.hpp"
 #include "launch.hpp"
 #include "train_report.hpp"
 
 using namespace dflash;
-using B = CpuBackend<float>;
+using B = examples::Device::Backend;
 
 namespace {
 
@@ -26,7 +27,7 @@ void train(C communicator, const Options& options, const OfflineShardDataset& da
   const auto contract =
       options.contract(config, dataset.size(), dataset.description().data_fingerprint);
 
-  B backend(threads, cpu_precision_named(options.precision));
+  B backend = options.device.backend(threads);
   SequenceParallelGroup group(std::move(communicator), options.layout);
   C& world = group.world();
   TensorParallelGroup target_group(world, options.tensor_parallel);

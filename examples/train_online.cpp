@@ -9,7 +9,7 @@
 #include "train_report.hpp"
 
 using namespace dflash;
-using B = CpuBackend<float>;
+using B = examples::Device::Backend;
 
 namespace {
 
@@ -45,7 +45,7 @@ MicroBatch captured(const TargetModel<B, C>& target, SequenceParallelGroup<C>& g
     tokens.insert(tokens.end(), text.data, text.data + deal.kept(i));
     offsets.push_back(index_t(tokens.size()));
   }
-  Tensor<B, float, 2> features(target.backend(), {0, config.feature_width()});
+  Tensor<B, B::value_type, 2> features(target.backend(), {0, config.feature_width()});
   if (!tokens.empty())
     features =
         std::move(target.prefill(tokens, offsets, {.layers = config.target_layer_ids}).features);
@@ -66,7 +66,7 @@ void train(C communicator, const Options& options, const examples::TokenizedData
   const Schedule rate = options.schedule(size);
   const auto contract = options.contract(config, size, data.fingerprint());
 
-  B backend(threads, cpu_precision_named(options.precision));
+  B backend = options.device.backend(threads);
   SequenceParallelGroup group(std::move(communicator), options.layout);
   C& world = group.world();
   TensorParallelGroup target_group(world, options.tensor_parallel);

@@ -8,6 +8,7 @@
 #include <thread>
 #include <vector>
 
+#include "device.hpp"
 #include "dflash/dflash.hpp"
 #include "dflash/text/tokenizer.hpp"
 
@@ -22,8 +23,8 @@ struct TrainOptions {
   std::optional<std::int32_t> mask_token_id;
   std::string anchor_rule = "pair";
   dflash::LossOptions loss;
-  std::string loss_type = "dflash", lr_scheduler = "cosine", export_dtype = "f32",
-              precision = "fp32";
+  std::string loss_type = "dflash", lr_scheduler = "cosine", export_dtype = Device::export_dtype;
+  Device device;
   double learning_rate = 6e-4, warmup_ratio = 0.04, decay_ratio = 0.1, max_grad_norm = 1,
          weight_decay = 0;
   index_t num_epochs = 6, max_steps = 0, batch_size = 1, accumulation_steps = 1;
@@ -101,10 +102,7 @@ struct TrainOptions {
     app.add_option("--threads", threads, "of each rank; 0: the cores, shared out")
         ->capture_default_str()
         ->check(CLI::NonNegativeNumber);
-    app.add_option("--precision", precision,
-                   "of products on the CPU: fp32, bf16x3 (two bf16 for each factor) or bf16")
-        ->check(CLI::IsMember({"fp32", "bf16x3", "bf16"}))
-        ->capture_default_str();
+    device.add_to(app);
     app.add_option("--sp-ulysses-size", layout.ulysses, "ranks that share a batch by heads")
         ->capture_default_str()
         ->check(CLI::PositiveNumber);
@@ -256,7 +254,7 @@ struct TrainOptions {
             {"accumulation_steps", accumulation_steps},
             {"seed", seed},
             {"target", dflash::target_fingerprint(target_model_path)},
-            {"precision", precision},
+            {"precision", device.precision},
             {"data", data}};
   }
 

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <type_traits>
+
 #include "dflash/core/tensor.hpp"
 #include "dflash/cuda/backend.hpp"
 #include "dflash/cuda/convert.cuh"
@@ -10,12 +12,14 @@
 namespace dflash {
 
 /// y(n, c) = x(n, first + c): some columns of every row, such as a range of heads.
-template <class T>
-void copy_columns(CudaBackend<T>& backend, In<T, 2> x, index_t first, Out<T, 2> y) {
+template <class T, class X, class U>
+requires(std::is_same_v<std::remove_const_t<X>, U>) void copy_columns(CudaBackend<T>& backend,
+                                                                      View<X, 2> x, index_t first,
+                                                                      View<U, 2> y) {
   expects(first >= 0 && first + y.shape[1] <= x.shape[1] && y.shape[0] == x.shape[0],
           "copy_columns: the columns lie outside");
   cuda::each(backend.stream(), y.size(), cuda::detail::Assign{},
-             cuda::Columns<cuda::Access::read, const T>{x.data, y.shape[1], first, x.shape[1]},
+             cuda::Columns<cuda::Access::read, const U>{x.data, y.shape[1], first, x.shape[1]},
              cuda::write(y.data));
 }
 

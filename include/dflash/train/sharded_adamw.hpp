@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <cmath>
 #include <utility>
 #include <vector>
@@ -58,8 +59,8 @@ class ShardedAdamW {
     B& backend = local_.backend();
     AdamW<B> all(backend, weights, local_.slots(), local_.options());
     all.steps() = local_.steps();
-    for (const OptimizerPart part : {OptimizerPart::first_moment, OptimizerPart::second_moment})
-      world_->all_gather(backend, In<T, 1>(local_.view(part, weights)), counts_,
+    for (const OptimizerPart part : kept)
+      world_->all_gather(backend, In<Master, 1>(local_.view(part, weights)), counts_,
                          all.view(part, weights));
     return all;
   }
@@ -67,12 +68,23 @@ class ShardedAdamW {
   /// Takes this rank's slice of a state of whole tensors.
   void take(AdamW<B>& all, View<T, 1> weights) {
     local_.steps() = all.steps();
-    for (const OptimizerPart part : {OptimizerPart::first_moment, OptimizerPart::second_moment})
+    for (const OptimizerPart part : kept)
       local_.backend().copy(all.view(part, weights).rows(local_.slice()).data,
                             local_.view(part, weights).data, local_.slice().size());
   }
 
  private:
+  using Master = typename AdamW<B>::Master;
+
+  /// Of what a rank keeps a slice: not of masters that are the weights themselves.
+  static constexpr auto kept = [] {
+    if constexpr (AdamW<B>::has_masters)
+      return std::array{OptimizerPart::master, OptimizerPart::first_moment,
+                        OptimizerPart::second_moment};
+    else
+      return std::array{OptimizerPart::first_moment, OptimizerPart::second_moment};
+  }();
+
   double summed(double own) {
     B& backend = local_.backend();
     auto there = uploaded(backend, &own, 1);
