@@ -109,6 +109,22 @@ else
 fi
 took
 
+stage "nvcc: every CUDA header alone, and every kernel, without a warning" 4
+if command -v nvcc >/dev/null || [ -x /usr/local/cuda/bin/nvcc ]; then
+  architectures=90a
+  $all && architectures="90a 80 100"
+  # shellcheck disable=SC2086
+  tests/cuda/nvcc.sh $architectures >build/nvcc.log 2>&1
+  nvcc_tally=$(tail -1 build/nvcc.log)
+  passed=$((passed + ${nvcc_tally%% *}))
+  nvcc_failed=${nvcc_tally##*, }
+  failed=$((failed + ${nvcc_failed%% *}))
+  [ "${nvcc_failed%% *}" -gt 0 ] && tail -60 build/nvcc.log
+else
+  skip "CUDA headers by nvcc: there is none (the kernels ran on the emulated device)"
+fi
+took
+
 sanitized() { # preset, pattern of tests
   local folder=build/$1
   local targets

@@ -82,20 +82,16 @@ TEST_CASE_TEMPLATE("swiglu and its backward are the CPU's", T, float, bfloat16) 
     Floats y(at(n)), dgate = numbers<T>(n, 4), dup = numbers<T>(n, 5);
     OnDevice<T> g(on.cuda, gate), u(on.cuda, up), d(on.cuda, dy), out(on.cuda, y),
         dg(on.cuda, dgate), du(on.cuda, dup);
-    const auto m = [&, r = rows, c = columns](auto& v) {
-      if constexpr (requires { v.matrix(r, c); })
-        return v.matrix(r, c);
-      else
-        return matrix(v, r, c);
-    };
-    swiglu(on.cpu, m(gate), m(up), m(y));
-    swiglu<T>(on.cuda, m(g), m(u), m(out));
+    const auto here = [&, r = rows, c = columns](auto& v) { return matrix(v, r, c); };
+    const auto there = [&, r = rows, c = columns](OnDevice<T>& v) { return v.matrix(r, c); };
+    swiglu(on.cpu, here(gate), here(up), here(y));
+    swiglu<T>(on.cuda, there(g), there(u), there(out));
     CHECK_NEAR(out.host(on.cuda), y);
-    swiglu_backward(on.cpu, m(gate), m(up), m(dy), m(dgate), m(dup));
-    swiglu_backward<T>(on.cuda, m(g), m(u), m(d), m(dg), m(du));
+    swiglu_backward(on.cpu, here(gate), here(up), here(dy), here(dgate), here(dup));
+    swiglu_backward<T>(on.cuda, there(g), there(u), there(d), there(dg), there(du));
     CHECK_NEAR(dg.host(on.cuda), dgate);
     CHECK_NEAR(du.host(on.cuda), dup);
-    swiglu<T>(on.cuda, m(g), m(u), m(u));
+    swiglu<T>(on.cuda, there(g), there(u), there(u));
     CHECK_NEAR(u.host(on.cuda), y);
   }
 }

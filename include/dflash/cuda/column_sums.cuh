@@ -24,21 +24,25 @@ __global__ void __launch_bounds__(256)
 /// part(p, c) = sum over the rows of part p of what f adds.
 template <int width, class F>
 __global__ void __launch_bounds__(128)
-    column_parts_kernel(F f, index_t rows, index_t columns, float* part) {
+    column_parts_kernel(F f, index_t rows, index_t each, index_t columns, float* part) {
   const index_t c = (index_t(blockIdx.x) * blockDim.x + threadIdx.x) * width;
-  const index_t p = blockIdx.y, parts = gridDim.y;
+  const index_t p = blockIdx.y;
   if (c >= columns) return;
   float sum[width] = {};
-  for (index_t n = rows * p / parts; n < rows * (p + 1) / parts; ++n)
-    f.template add<width>(n * columns + c, sum);
+  const index_t end = (p + 1) * each < rows ? (p + 1) * each : rows;
+  for (index_t n = p * each; n < end; ++n) f.template add<width>(n * columns + c, sum);
   store<width>(sum, part + p * columns + c);
 }
 
 }  // namespace detail
 
-/// In how many parts sums over rows are cut: of their number alone, so that sums are the same on
-/// every device.
-inline index_t row_parts(index_t rows) { return std::clamp<index_t>(rows / 32, 1, 128); }
+/// How sums over rows are cut into parts of `each` rows: by their number alone, so that sums are
+/// the same on every device.
+struct RowParts {
+  index_t each, count;
+  RowParts(index_t rows, index_t least, index_t most)
+      : each(std::max(least, (rows + most - 1) / most)), count((rows + each - 1) / each) {}
+};
 
 /// y += the sum of parts.                                                  part (parts, C)  y (C)
 template <class T>
@@ -52,14 +56,14 @@ void add_parts(CudaBackend<T>& backend, const float* part, index_t parts, index_
 template <class T, class F>
 void add_column_sums(CudaBackend<T>& backend, index_t rows, index_t columns, F f, float* y) {
   if (rows == 0 || columns == 0) return;
-  const index_t parts = row_parts(rows);
-  auto part = backend.template allocate<float>(parts * columns);
+  const RowParts parts(rows, 32, 128);
+  auto part = backend.template allocate<float>(parts.count * columns);
   const bool vectors = columns % wide == 0 && f.allows(wide);
-  const dim3 grid(blocks_for(columns, vectors ? 128 * wide : 128), unsigned(parts));
+  const dim3 grid(blocks_for(columns, vectors ? 128 * wide : 128), unsigned(parts.count));
   launch(backend.stream(),
          vectors ? detail::column_parts_kernel<wide, F> : detail::column_parts_kernel<1, F>, grid,
-         128u, 0, f, rows, columns, part.data());
-  add_parts(backend, part.data(), parts, columns, y);
+         128u, 0, f, rows, parts.each, columns, part.data());
+  add_parts(backend, part.data(), parts.count, columns, y);
 }
 
 }  // namespace dflash::cuda

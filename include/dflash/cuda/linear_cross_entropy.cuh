@@ -16,7 +16,7 @@ namespace cuda::detail {
 /// How much of the logits exists at once: a tile of rows and words, small enough that it is still
 /// in the cache when it is read again.
 struct CrossEntropyTile {
-  index_t rows = 2048, words = 4096;
+  index_t rows = 1024, words = 4096;
 };
 
 /// What a row has seen of its logits so far.

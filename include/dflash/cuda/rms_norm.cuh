@@ -40,20 +40,19 @@ __global__ void __launch_bounds__(Team::block)
   if (Team::member() == 0) rstd[n] = r;
 }
 
-/// Each block a part of the rows; part(p, c) is what these add to dscale(c).
+/// Each block a part of `each` rows; part(p, c) is what these add to dscale(c).
 template <int width, class Team, class T>
 __global__ void __launch_bounds__(Team::block)
     rms_norm_backward_kernel(const T* x, const T* scale, const float* rstd, const T* dy,
-                             index_t rows, index_t columns, T* dx, float* part) {
+                             index_t rows, index_t each, index_t columns, T* dx, float* part) {
   constexpr index_t step = Team::threads * width;
-  const index_t parts = gridDim.x, p = blockIdx.x;
+  const index_t p = blockIdx.x, end = (p + 1) * each < rows ? (p + 1) * each : rows;
   float* const scratch = shared_memory<float>();
   float* const sums = scratch + warp_size;  // of each team, (teams, C)
   float* const own = sums + Team::index() * columns;
   for (index_t c = Team::member(); c < columns; c += Team::threads) own[c] = 0;
   __syncthreads();
-  for (index_t n = rows * p / parts + Team::index(); n < rows * (p + 1) / parts;
-       n += Team::per_block) {
+  for (index_t n = p * each + Team::index(); n < end; n += Team::per_block) {
     const index_t at = n * columns;
     const float r = rstd[n];
     float dot = 0;
@@ -142,17 +141,17 @@ void rms_norm_backward(CudaBackend<T>& backend, In<T, 2> x, In<T, 1> scale, In<f
                        cuda::is_aligned(scale.data, cuda::wide) &&
                        cuda::is_aligned(dy.data, cuda::wide) &&
                        cuda::is_aligned(dx.data, cuda::wide);
-  const index_t parts = std::clamp<index_t>(rows / 16, 1, 256);
-  auto part = backend.template allocate<float>(parts * columns);
+  const cuda::RowParts parts(rows, 16, 256);
+  auto part = backend.template allocate<float>(parts.count * columns);
   cuda::detail::for_row_shape(
       vectors, columns, [&]<int width, class Team>(std::integral_constant<int, width>, Team) {
         const std::size_t shared =
             sizeof(float) * std::size_t(cuda::warp_size + Team::per_block * columns);
         cuda::launch(backend.stream(), cuda::detail::rms_norm_backward_kernel<width, Team, T>,
-                     unsigned(parts), unsigned(Team::block), shared, x.data, scale.data, rstd.data,
-                     dy.data, rows, columns, dx.data, part.data());
+                     unsigned(parts.count), unsigned(Team::block), shared, x.data, scale.data,
+                     rstd.data, dy.data, rows, parts.each, columns, dx.data, part.data());
       });
-  cuda::add_parts(backend, part.data(), parts, columns, dscale.data);
+  cuda::add_parts(backend, part.data(), parts.count, columns, dscale.data);
 }
 
 }  // namespace dflash

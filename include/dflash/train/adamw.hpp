@@ -122,9 +122,7 @@ class AdamW {
                            .correction2 = 1 - std::pow(options_.beta2, t)};
       const Range own = inside(range);
       const View<Master, 1> masters = view(OptimizerPart::master, weights).rows(own);
-      adamw(*backend_, gradients.rows(range), step, masters, m_.view().rows(own),
-            v_.view().rows(own));
-      if constexpr (has_masters) convert(*backend_, masters, weights.rows(range));
+      step_range(step, gradients.rows(range), masters, own, weights.rows(range));
     }
     return true;
   }
@@ -166,6 +164,21 @@ class AdamW {
     Range range;        // of the flat buffer
     std::size_t first;  // slot; the others have its step count
   };
+
+  /// Steps the masters and rounds the model to them: in one pass where the backend knows how.
+  template <class G>
+  void step_range(const AdamWStep& step, View<G, 1> gradient, View<Master, 1> masters, Range own,
+                  View<Model, 1> model) {
+    const View<Master, 1> m = m_.view().rows(own), v = v_.view().rows(own);
+    if constexpr (!has_masters) {
+      adamw(*backend_, gradient, step, masters, m, v);
+    } else if constexpr (requires { adamw(*backend_, gradient, step, masters, m, v, model); }) {
+      adamw(*backend_, gradient, step, masters, m, v, model);
+    } else {
+      adamw(*backend_, gradient, step, masters, m, v);
+      convert(*backend_, masters, model);
+    }
+  }
 
   static bool is_absent(std::size_t slot, const std::vector<index_t>& absent) {
     return std::find(absent.begin(), absent.end(), index_t(slot)) != absent.end();

@@ -1,0 +1,36 @@
+#pragma once
+
+#include <string>
+#include <type_traits>
+#include <vector>
+
+#include "dflash/core/bfloat16.hpp"
+#include "dflash/core/tensor.hpp"
+
+namespace golden {
+
+/// The type in which the host looks at numbers of type T.
+template <class T>
+using Number = std::conditional_t<std::is_same_v<std::remove_const_t<T>, dflash::bfloat16>, float,
+                                  std::remove_const_t<T>>;
+
+/// A copy of the backend's memory.
+template <class B, class T, int Rank>
+std::vector<Number<T>> host(B& backend, dflash::View<T, Rank> v) {
+  std::vector<std::remove_const_t<T>> stored(static_cast<std::size_t>(v.size()));
+  backend.download(v.data, stored.data(), v.size());
+  std::vector<Number<T>> numbers;
+  for (const auto& x : stored) numbers.push_back(static_cast<Number<T>>(x));
+  return numbers;
+}
+
+/// Numbers of a case, in the backend's type and memory.
+template <class B, class U>
+dflash::Tensor<B, typename B::value_type, 1> there(B& backend, const std::vector<U>& numbers) {
+  using T = typename B::value_type;
+  std::vector<T> stored;
+  for (const U& x : numbers) stored.push_back(T(x));
+  return dflash::uploaded(backend, stored.data(), dflash::index_t(stored.size()));
+}
+
+}  // namespace golden
