@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "dflash/core/attention_rule.hpp"
+#include "dflash/cpu/attention_few_rows.hpp"
 #include "dflash/cpu/attention_tile.hpp"
 #include "dflash/cpu/backend.hpp"
 #include "dflash/cpu/vector_math.hpp"
@@ -82,7 +83,9 @@ void attention(CpuBackend<T>& backend, In<T, 3> q, KeyValue<const std::type_iden
   const index_t rows = plan.rows(), padded = kernel.padded(dim),
                 each = rows * (2 * dim + key_chunk + 4) + key_chunk * (dim + padded);
   auto scratch = backend.template allocate<T>(each * backend.threads());
-  const index_t work = q.size() * (kv.k_context.shape[0] + key_chunk);
+  // Of a few rows the work is in turning and reading the keys.
+  const index_t work =
+      q.size() * (kv.k_context.shape[0] + key_chunk) * (has_few_rows<T>(rows, dim) ? few_rows : 1);
   backend.parallel_for(plan.tiles() * plan.kv_heads(), work, [&](index_t task, int thread) {
     const index_t g = task % plan.kv_heads();
     // Tiles further back see more keys: they go first, so that all threads end together.
@@ -99,6 +102,7 @@ void attention(CpuBackend<T>& backend, In<T, 3> q, KeyValue<const std::type_iden
       const T* from = q.data + tile.source(i, heads) * dim;
       for (index_t d = 0; d < dim; ++d) tile_q[i * dim + d] = from[d] * T(rule.scale);
     }
+    const bool few = has_few_rows<T>(tile.rows(), dim);
     std::fill_n(tile_y, tile.rows() * dim, T(0));
     std::fill_n(top, tile.rows(), -std::numeric_limits<T>::infinity());
     std::fill_n(sum, tile.rows(), T(0));
@@ -106,19 +110,27 @@ void attention(CpuBackend<T>& backend, In<T, 3> q, KeyValue<const std::type_iden
       const auto k = chunk.own ? kv.k_block : kv.k_context;
       const auto v = chunk.own ? kv.v_block : kv.v_context;
       const index_t first = chunk.rows.begin, slots = chunk.slots.end;
-      pack_keys(kernel, k.data + g * dim, k.stride(), dim, chunk, packed_keys);
-      multiply(
-          kernel,
-          [&](Range r) {
-            return Strided<T>{tile_q + (first + r.begin) * dim, dim, 1};
-          },
-          chunk.rows.size(), Panels<T>{packed_keys, dim, slots}, {0, dim},
-          score + first * key_chunk, key_chunk, false);
+      if (few) {
+        scores_of_few(backend.path(), tile_q, k.data + g * dim, k.stride(), dim, chunk, score,
+                      packed_keys);
+      } else {
+        pack_keys(kernel, k.data + g * dim, k.stride(), dim, chunk, packed_keys);
+        multiply(
+            kernel,
+            [&](Range r) {
+              return Strided<T>{tile_q + (first + r.begin) * dim, dim, 1};
+            },
+            chunk.rows.size(), Panels<T>{packed_keys, dim, slots}, {0, dim},
+            score + first * key_chunk, key_chunk, false);
+      }
       const auto step = chunk.width() == 64   ? softmax_step<64, T>
                         : chunk.width() == 48 ? softmax_step<48, T>
                         : chunk.width() == 32 ? softmax_step<32, T>
                                               : softmax_step<16, T>;
       step(backend.path(), chunk, tile.heads.size(), score, run, tile_y, dim);
+      if (few)
+        return add_values_of_few(backend.path(), score, v.data + g * dim, v.stride(), dim, chunk,
+                                 tile_y);
       pack_values(kernel, v.data + g * dim, v.stride(), dim, chunk, packed_values);
       multiply(
           kernel,
