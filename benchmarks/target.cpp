@@ -23,10 +23,16 @@ using B = CpuBackend<float>;
 
 struct Options {
   std::filesystem::path target, write_model;
-  std::string shape;
+  std::string shape, precision = "fp32", weights = "as-stored";
   index_t prompt = 512, new_tokens = 64;
   int threads = 1, repeats = 3;
   bool json = false;
+
+  double bytes_per_weight(const TargetConfig& config) const {
+    if (weights == "int8") return 1;
+    const bool stored = weights == "as-stored" && precision == "fp32" && config.dtype == "bfloat16";
+    return precision == "bf16" || stored ? 2 : 4;
+  }
 
   void add_to(CLI::App& app) {
     auto* folder = app.add_option("--target-model-path", target, "Hugging Face folder");
@@ -45,6 +51,10 @@ struct Options {
         ->capture_default_str()
         ->check(CLI::PositiveNumber);
     app.add_option("--threads", threads)->capture_default_str()->check(CLI::PositiveNumber);
+    app.add_option("--precision", precision, "of the products: fp32, bf16x3 or bf16")
+        ->capture_default_str();
+    app.add_option("--weights", weights, "in memory: as-stored, wide or int8")
+        ->capture_default_str();
     app.add_flag("--json", json, "print one JSON object only");
   }
 };
@@ -67,9 +77,10 @@ double prefill_operations(const TargetConfig& config, index_t n) {
 
 /// Bytes of weights that a decoded token needs: all but the embedding's, where the head has its
 /// own.
-double decode_bytes(const TargetConfig& config) {
+double decode_bytes(const TargetConfig& config, const Options& options) {
   const index_t all = TargetCut(config, Share{}).weights(config);
-  return double(all - (config.tied_head ? 0 : config.vocabulary * config.hidden)) * sizeof(float);
+  return double(all - (config.tied_head ? 0 : config.vocabulary * config.hidden)) *
+         options.bytes_per_weight(config);
 }
 
 nlohmann::json measure(const TargetModel<B>& target, const Options& options) {
@@ -98,7 +109,7 @@ nlohmann::json measure(const TargetModel<B>& target, const Options& options) {
     }
     decode = std::min(decode, seconds_now() - start);
   }
-  const double tokens = double(options.new_tokens);
+  const double tokens = double(options.new_tokens), bytes = decode_bytes(config, options);
   return {{"prefill_tokens", options.prompt},
           {"prefill_s", prefill},
           {"prefill_tokens_per_s", double(options.prompt) / prefill},
@@ -106,24 +117,29 @@ nlohmann::json measure(const TargetModel<B>& target, const Options& options) {
           {"decode_tokens", options.new_tokens},
           {"decode_s", decode},
           {"decode_tokens_per_s", tokens / decode},
-          {"decode_bytes_per_token", decode_bytes(config)},
-          {"decode_gb_per_s", decode_bytes(config) * tokens / decode * 1e-9},
+          {"decode_bytes_per_token", bytes},
+          {"decode_gb_per_s", bytes * tokens / decode * 1e-9},
           {"tokens", answer}};
 }
 
 nlohmann::json run(const Options& options) {
-  B backend(options.threads);
+  B backend(options.threads, cpu_precision_named(options.precision));
+  const WeightStorage storage = weight_storage_named(options.weights);
   nlohmann::json result;
   if (options.shape.empty()) {
-    result = measure(TargetModel<B>(backend, options.target), options);
+    result = measure(TargetModel<B>(backend, options.target, storage), options);
   } else {
     const RandomTarget weights(config_of_shape(options.shape));
-    result = measure(TargetModel<B>(backend, weights.config(), weights), options);
+    result = measure(TargetModel<B>(backend, weights.config(), weights, storage), options);
   }
-  const double peak = peak_flops(backend) * 1e-9, bandwidth = read_bandwidth(backend) * 1e-9;
+  const double peak = peak_flops(backend, options.precision == "bf16") * 1e-9,
+               bandwidth = read_bandwidth(backend) * 1e-9;
   rusage usage{};
   getrusage(RUSAGE_SELF, &usage);
   result["threads"] = options.threads;
+  result["path"] = name_of(backend.path());
+  result["precision"] = options.precision;
+  result["weights"] = options.weights;
   result["peak_gflops"] = peak;
   result["prefill_fraction_of_peak"] = result["prefill_gflops"].get<double>() / peak;
   result["bandwidth_gb_per_s"] = bandwidth;

@@ -111,6 +111,8 @@ void attention(CpuBackend<T>& backend, In<T, 3> q, KeyValue<const std::type_iden
       const auto v = chunk.own ? kv.v_block : kv.v_context;
       const index_t first = chunk.rows.begin, slots = chunk.slots.end;
       if (few) {
+        prefetch_rows(v.data + g * dim + (chunk.first + chunk.slots.begin) * v.stride(), v.stride(),
+                      chunk.slots.size(), dim);
         scores_of_few(backend.path(), tile_q, k.data + g * dim, k.stride(), dim, chunk, score,
                       packed_keys);
       } else {

@@ -31,6 +31,8 @@ class CpuBackend {
     index_t rows = 0, columns = 0;
     CpuPath path = CpuPath::portable;
     CpuPrecision precision = CpuPrecision::fp32;
+    Buffer<detail::int8_quad> quads = {};  // or these, times
+    Buffer<float> scales = {};             // that of each row
   };
 
   /// Computes on `threads` threads, the caller's included: results do not depend on their number.

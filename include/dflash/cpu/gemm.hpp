@@ -94,7 +94,9 @@ struct GemmPieces {
     // Several pieces for each thread even out what else the processor does. Blocks of rows are cut
     // rather than columns, as rows may have to be copied for every block of columns.
     const index_t wanted =
-        threads == 1 ? 1 : std::clamp<index_t>(rows * columns * depth >> 18, 1, 4 * threads);
+        threads == 1 ? 1
+                     : std::clamp<index_t>(std::max<index_t>(rows, 8) * columns * depth >> 18, 1,
+                                           4 * threads);
     if (wanted > row_blocks) row_blocks = std::clamp((tiles + 3) / 4, row_blocks, wanted);
     if (row_blocks > threads)
       row_blocks = std::min((row_blocks + threads - 1) / threads * threads, tiles);
@@ -126,7 +128,9 @@ void multiply_blocks(CpuBackend<T>& backend, const GemmKernel<T, A, B>& kernel, 
   const GemmPieces pieces(kernel, rows, columns, depth, backend.threads());
   const RowCopies<T, A, B> copies(kernel, a, pieces.height(rows), k);
   auto scratch = backend.template allocate<A>(backend.threads() * copies.size());
-  backend.parallel_for(pieces.size(), rows * columns * k, [&](index_t i, int thread) {
+  // Of few rows the work is in reading b.
+  const index_t work = std::max<index_t>(rows, 8) * columns * k;
+  backend.parallel_for(pieces.size(), work, [&](index_t i, int thread) {
     const Range block = pieces.block(rows, i % pieces.row_blocks);
     const index_t j = i / pieces.row_blocks * pieces.width;
     const auto from = copies.make({a.at(block.begin, ks.begin), a.row_step, a.column_step},

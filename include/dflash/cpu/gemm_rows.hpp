@@ -121,27 +121,28 @@ class RowCopies<float, bfloat16_pair, B> {
   index_t k_, step_, size_;
 };
 
-template <>
-class RowCopies<float, float, bfloat16_pair> {
+template <class B>
+requires(k_per_element<B> > 1) class RowCopies<float, float, B> {
  public:
-  using Kernel = GemmKernel<float, float, bfloat16_pair>;
-  RowCopies(const Kernel&, Strided<float> a, index_t height, index_t k)
-      : copied_(k % 2 != 0 || (height > 4 && crowded(a.row_step * index_t(sizeof(float))))),
+  RowCopies(const GemmKernel<float, float, B>&, Strided<float> a, index_t height, index_t k)
+      : copied_(k % each != 0 || (height > 4 && crowded(a.row_step * index_t(sizeof(float))))),
         k_(k),
-        step_((k + 1) / 2 * 2 + 16),
+        step_((k + each - 1) / each * each + 16),
         size_(copied_ ? height * step_ : 0) {}
 
   index_t size() const { return size_; }
   RowBlock<float> make(Strided<float> a, index_t rows, float* copy) const {
-    if (!copied_) return {a.data, a.row_step, 2};
+    if (!copied_) return {a.data, a.row_step, each};
     for (index_t n = 0; n < rows; ++n) {
       std::copy_n(a.at(n, 0), k_, copy + n * step_);
-      copy[n * step_ + k_] = 0;
+      std::fill_n(copy + n * step_ + k_, each - 1, 0.f);
     }
-    return {copy, step_, 2};
+    return {copy, step_, each};
   }
 
  private:
+  static constexpr index_t each = k_per_element<B>;
+
   bool copied_;
   index_t k_, step_, size_;
 };

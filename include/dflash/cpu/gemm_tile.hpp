@@ -17,11 +17,16 @@ inline constexpr index_t gemm_chain = 512;
 /// Two bfloat16 that follow each other in k, the first in the lower half.
 using bfloat16_pair = std::uint32_t;
 
+/// Four whole numbers of eight bits that follow each other in k, the first in the lowest bits.
+enum class int8_quad : std::uint32_t {};
+
 /// Values of k that one element of a factor holds.
 template <class Element>
 inline constexpr index_t k_per_element = 1;
 template <>
 inline constexpr index_t k_per_element<bfloat16_pair> = 2;
+template <>
+inline constexpr index_t k_per_element<int8_quad> = 4;
 
 /// One tile of c = a b or c += a b: a few rows of a times one panel of b, in registers.
 template <class T, class A = T, class B = T>

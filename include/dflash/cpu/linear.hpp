@@ -6,6 +6,7 @@
 #include "dflash/core/bfloat16.hpp"
 #include "dflash/core/tensor.hpp"
 #include "dflash/cpu/backend.hpp"
+#include "dflash/cpu/frozen_int8.hpp"
 #include "dflash/cpu/gemm.hpp"
 
 namespace dflash {
@@ -115,13 +116,14 @@ typename CpuBackend<T>::FrozenMatrix freeze(CpuBackend<T>& backend, View<const b
           backend.precision()};
 }
 
-/// y = x w^T with a frozen w: the same bits as with w itself.
+/// y = x w^T with a frozen w: the same bits as with w itself, unless w was rounded.
 template <class T>
 void linear(CpuBackend<T>& backend, In<T, 2> x, const typename CpuBackend<T>::FrozenMatrix& w,
             Out<T, 2> y) {
   expects(x.shape[1] == w.columns && y.shape[0] == x.shape[0] && y.shape[1] == w.rows,
           "linear: shapes differ");
-  expects(w.path == backend.path() && w.precision == backend.precision(),
+  const bool int8 = w.quads.size() != 0;
+  expects(w.path == backend.path() && (int8 || w.precision == backend.precision()),
           "linear: w was frozen for another path or precision");
   const index_t k = w.columns;
   const auto multiply = [&](const auto& kernel, const auto* panels) {
@@ -134,6 +136,10 @@ void linear(CpuBackend<T>& backend, In<T, 2> x, const typename CpuBackend<T>::Fr
   };
   if constexpr (std::is_same_v<T, float>) {
     using namespace detail;
+    if (int8) {
+      multiply(int8_kernel(w.path), w.quads.data());
+      return scale_columns(backend, View<const float, 1>{w.scales.data(), {w.rows}}, y);
+    }
     if (w.precision != CpuPrecision::fp32)
       return multiply(bfloat16_kernel(w.path, w.precision == CpuPrecision::bf16x3), w.pairs.data());
     if (w.pairs.size() != 0) return multiply(widening_kernel(w.path), w.pairs.data());

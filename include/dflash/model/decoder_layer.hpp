@@ -6,6 +6,7 @@
 
 #include "dflash/core/attention_rule.hpp"
 #include "dflash/core/operations.hpp"
+#include "dflash/model/frozen_linear.hpp"
 #include "dflash/model/parallel_linear.hpp"
 #include "dflash/model/target_cut.hpp"
 
@@ -40,7 +41,8 @@ class DecoderLayer {
   /// shape.
   template <WeightSource W>
   DecoderLayer(B& backend, TensorParallelGroup<C>& group, const W& weights,
-               const TargetConfig& config, index_t index)
+               const TargetConfig& config, index_t index,
+               WeightStorage storage = WeightStorage::as_stored)
       : backend_(&backend),
         column_(backend, group),
         row_(backend, group),
@@ -56,7 +58,7 @@ class DecoderLayer {
     };
     const auto matrix = [&](const std::string& name, const LinearShape& shape, Range rows,
                             Range columns) {
-      return FrozenLinear<B>::load(backend, weights, name, shape, {rows, columns});
+      return FrozenLinear<B>::load(backend, weights, name, shape, {rows, columns}, storage);
     };
     const auto of_heads = [&](Range heads) {
       return Range{heads.begin * head_dim_, heads.end * head_dim_};

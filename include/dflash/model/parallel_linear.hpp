@@ -1,10 +1,7 @@
 #pragma once
 
-#include <string>
-
 #include "dflash/comm/group_operations.hpp"
 #include "dflash/core/operations.hpp"
-#include "dflash/model/weight_source.hpp"
 
 namespace dflash {
 
@@ -77,36 +74,6 @@ class RowParallelLinear {
  private:
   B* backend_;
   TensorParallelGroup<C>* group_;
-};
-
-/// A linear layer in a file: y = x w^T + bias.
-struct LinearShape {
-  index_t outputs, inputs;
-  bool bias;
-};
-
-/// A part of a frozen linear layer: some rows of w and of the bias, and of these some columns.
-template <Backend B>
-struct FrozenLinear {
-  using T = typename B::value_type;
-
-  /// Reads that part alone. Error naming the tensor that is missing or of another shape.
-  template <WeightSource W>
-  static FrozenLinear load(B& backend, const W& weights, const std::string& name,
-                           const LinearShape& shape, const TensorPart& part) {
-    FrozenLinear linear;
-    const auto w =
-        load_part(backend, weights, name + ".weight", {shape.outputs, shape.inputs}, part);
-    linear.weight = freeze(backend, w.view());
-    linear.outputs = part.rows.size();
-    if (shape.bias)
-      linear.bias = load_part(backend, weights, name + ".bias", {shape.outputs}, {part.rows});
-    return linear;
-  }
-
-  typename B::FrozenMatrix weight;
-  index_t outputs = 0;
-  Tensor<B, T, 1> bias;  // empty: none
 };
 
 }  // namespace dflash

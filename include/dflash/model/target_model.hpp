@@ -14,6 +14,7 @@
 
 #include "dflash/core/operations.hpp"
 #include "dflash/model/decoder_layer.hpp"
+#include "dflash/model/frozen_linear.hpp"
 #include "dflash/model/frozen_target.hpp"
 #include "dflash/model/key_value_cache.hpp"
 #include "dflash/model/target_config.hpp"
@@ -53,23 +54,27 @@ class TargetModel {
   using T = typename B::value_type;
 
   /// Loads a Hugging Face model folder. Error naming the file and what is wrong in it.
-  TargetModel(B& backend,
-              const std::filesystem::path& folder) requires(std::same_as<C, SingleProcess>)
-      : TargetModel(backend, TargetConfig::read(folder), WeightsFolder(folder)) {}
+  TargetModel(
+      B& backend, const std::filesystem::path& folder,
+      WeightStorage storage = WeightStorage::as_stored) requires(std::same_as<C, SingleProcess>)
+      : TargetModel(backend, TargetConfig::read(folder), WeightsFolder(folder), storage) {}
 
   /// Loads a model from other weights, under the names of the folder's.
   template <WeightSource W>
-  TargetModel(B& backend, TargetConfig config,
-              const W& weights) requires(std::same_as<C, SingleProcess>)
+  TargetModel(
+      B& backend, TargetConfig config, const W& weights,
+      WeightStorage storage = WeightStorage::as_stored) requires(std::same_as<C, SingleProcess>)
       : TargetModel(backend, std::make_unique<TensorParallelGroup<C>>(), nullptr, std::move(config),
-                    weights) {}
+                    weights, storage) {}
 
   /// Loads this rank's parts alone. The group outlives the model.
-  TargetModel(B& backend, TensorParallelGroup<C>& group, const std::filesystem::path& folder)
-      : TargetModel(backend, group, TargetConfig::read(folder), WeightsFolder(folder)) {}
+  TargetModel(B& backend, TensorParallelGroup<C>& group, const std::filesystem::path& folder,
+              WeightStorage storage = WeightStorage::as_stored)
+      : TargetModel(backend, group, TargetConfig::read(folder), WeightsFolder(folder), storage) {}
   template <WeightSource W>
-  TargetModel(B& backend, TensorParallelGroup<C>& group, TargetConfig config, const W& weights)
-      : TargetModel(backend, nullptr, &group, std::move(config), weights) {}
+  TargetModel(B& backend, TensorParallelGroup<C>& group, TargetConfig config, const W& weights,
+              WeightStorage storage = WeightStorage::as_stored)
+      : TargetModel(backend, nullptr, &group, std::move(config), weights, storage) {}
 
   B& backend() const { return *backend_; }
   const TargetConfig& config() const { return config_; }
@@ -136,7 +141,8 @@ class TargetModel {
   ///                                                             hidden (n, H)  result (n, V)
   Tensor<B, T, 2> head_logits(In<T, 2> hidden) const {
     // Capture has no use for the head in the order of products: it is made when first needed.
-    std::call_once(head_->made, [&] { head_->matrix = freeze(*backend_, lm_head()); });
+    std::call_once(head_->made,
+                   [&] { head_->matrix = freeze(*backend_, lm_head(), storage_, bfloat16_head_); });
     Tensor<B, T, 2> y(*backend_, {hidden.shape[0], cut_.vocabulary.size()});
     linear(*backend_, hidden, *head_->matrix, y.view());
     return gather_columns(*backend_, *group_, std::move(y), config_.vocabulary);
@@ -148,18 +154,21 @@ class TargetModel {
 
   template <WeightSource W>
   TargetModel(B& backend, std::unique_ptr<Group> own, Group* group, TargetConfig config,
-              const W& weights)
+              const W& weights, WeightStorage storage)
       : backend_(&backend),
         own_group_(std::move(own)),
         group_(group != nullptr ? group : own_group_.get()),
         config_(std::move(config)),
         cut_(config_, group_->share()),
         ends_(backend, weights, config_.tied_head, {}, {config_.vocabulary, config_.hidden},
-              {group_->share(), group_->share()}) {
+              {group_->share(), group_->share()}),
+        storage_(storage),
+        bfloat16_head_(is_bfloat16(
+            weights, config_.tied_head ? TargetKeys().embedding : TargetKeys().lm_head)) {
     final_norm_ = load_tensor(backend, weights, "model.norm.weight", {config_.hidden});
     layers_.reserve(std::size_t(config_.layers));
     for (index_t i = 0; i < config_.layers; ++i)
-      layers_.emplace_back(backend, *group_, weights, config_, i);
+      layers_.emplace_back(backend, *group_, weights, config_, i, storage);
     const auto frequencies = config_.rope.inverse_frequencies(config_.head_dim);
     frequencies_ = uploaded(backend, frequencies.data(), index_t(frequencies.size()));
   }
@@ -276,6 +285,8 @@ class TargetModel {
   TargetConfig config_;
   TargetCut cut_;
   FrozenTarget<B> ends_;
+  WeightStorage storage_;
+  bool bfloat16_head_;
   std::vector<DecoderLayer<B, C>> layers_;
   Tensor<B, T, 1> final_norm_;
   Tensor<B, double, 1> frequencies_;  // (D / 2)
