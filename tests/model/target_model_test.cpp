@@ -163,6 +163,47 @@ TEST_CASE("cached decoding has the bits of prefill, however many tokens come at 
   check(Target<double>(backend, tiny), 70, 2048);
 }
 
+TEST_CASE("cached decoding has the bits of prefill in every precision and storage of the weights") {
+  const TargetRequest request{.layers = {7}, .logits = Logits::all};
+  const auto tokens = some_tokens(70, 2048);
+  for (const CpuPrecision precision : all_cpu_precisions)
+    for (const WeightStorage storage :
+         {WeightStorage::as_stored, WeightStorage::wide, WeightStorage::int8}) {
+      CAPTURE(name_of(precision));
+      CAPTURE(int(storage));
+      CpuBackend<float> backend(2, precision);
+      const Target<float> target(backend, tiny, storage);
+      const auto whole = run_one(target, tokens, request);
+      for (const index_t step : {1, 9}) {
+        const auto [features, logits] = in_steps(target, tokens, step, request);
+        CHECK(features == host(whole.features));
+        CHECK(logits == host(whole.logits));
+      }
+    }
+}
+
+TEST_CASE("weights that are bfloat16 in the file may stay so, with the same bits") {
+  const auto tokens = some_tokens(20, 2048);
+  const TargetRequest request{.layers = {7}, .logits = Logits::all};
+  CpuBackend<float> backend;
+  const Target<float> wide(backend, tiny, WeightStorage::wide), stored(backend, tiny);
+  CHECK(host(run_one(stored, tokens, request).logits) ==
+        host(run_one(wide, tokens, request).logits));
+}
+
+TEST_CASE("weights in int8 give nearly the same hidden states") {
+  const auto tokens = some_tokens(40, 2048);
+  CpuBackend<float> backend;
+  const Target<float> whole(backend, tiny), rounded(backend, tiny, WeightStorage::int8);
+  const auto a = host(run_one(whole, tokens, {.layers = {7}}).features),
+             b = host(run_one(rounded, tokens, {.layers = {7}}).features);
+  double difference = 0, size = 0;
+  for (std::size_t i = 0; i < a.size(); ++i)
+    difference += double(a[i] - b[i]) * double(a[i] - b[i]), size += double(a[i]) * double(a[i]);
+  CHECK(difference > 0);
+  CHECK(std::sqrt(difference / size) < 0.05);
+}
+
 TEST_CASE("sliding windows in cached decoding have the bits of prefill") {
   auto config = small_config("qwen3");
   config["use_sliding_window"] = true;
