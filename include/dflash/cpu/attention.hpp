@@ -66,6 +66,93 @@ void softmax_step(CpuPath path, const KeyChunk& chunk, index_t heads, T* score,
       });
 }
 
+/// The same for as many slots as the chunk has.
+template <class T>
+void softmax_step(CpuPath path, const KeyChunk& chunk, index_t heads, T* score,
+                  RunningSoftmax<T> run, T* y, index_t dim) {
+  const auto step = chunk.width() == 64   ? softmax_step<64, T>
+                    : chunk.width() == 48 ? softmax_step<48, T>
+                    : chunk.width() == 32 ? softmax_step<32, T>
+                                          : softmax_step<16, T>;
+  step(path, chunk, heads, score, run, y, dim);
+}
+
+/// What a thread keeps of a tile: its queries, scores of a chunk, and what it has summed so far.
+template <class T>
+struct TileSums {
+  T* data;
+  index_t rows, dim;
+
+  static index_t size(index_t rows, index_t dim) { return rows * (2 * dim + key_chunk + 4); }
+  RunningSoftmax<T> run() const { return {data, data + rows, data + 2 * rows, data + 3 * rows}; }
+  T* q() const { return data + 4 * rows; }
+  T* y() const { return q() + rows * dim; }
+  T* score() const { return y() + rows * dim; }
+
+  void begin(const QueryTile& tile, View<const T, 3> all_q, double scale) const {
+    for (index_t i = 0; i < tile.rows(); ++i) {
+      const T* from = all_q.data + tile.source(i, all_q.shape[1]) * dim;
+      for (index_t d = 0; d < dim; ++d) q()[i * dim + d] = from[d] * T(scale);
+    }
+    std::fill_n(y(), tile.rows() * dim, T(0));
+    std::fill_n(run().top, tile.rows(), -std::numeric_limits<T>::infinity());
+    std::fill_n(run().sum, tile.rows(), T(0));
+  }
+  void end(const QueryTile& tile, View<T, 3> all_y, View<T, 2> lse) const {
+    const RunningSoftmax<T> seen = run();
+    for (index_t i = 0; i < tile.rows(); ++i) {
+      const index_t at = tile.source(i, all_y.shape[1]);
+      const T share = seen.sum[i] > 0 ? 1 / seen.sum[i] : T(0);
+      for (index_t d = 0; d < dim; ++d) all_y.data[at * dim + d] = y()[i * dim + d] * share;
+      lse.data[at] = seen.top[i] + std::log(seen.sum[i]);
+    }
+  }
+};
+
+/// Attention of tiles of a few rows. A task takes neighbouring heads chunk by chunk, so that keys
+/// and values of a row, which lie together, are read together.
+template <class T>
+void attention_of_few(CpuBackend<T>& backend, View<const T, 3> q, const KeyValue<const T>& kv,
+                      const AttentionRule& rule, AttentionPlan& plan, View<T, 3> y,
+                      View<T, 2> lse) {
+  const index_t dim = q.shape[2], rows = plan.rows(),
+                parts = std::clamp<index_t>(plan.kv_heads(), 1, backend.threads()),
+                most = (plan.kv_heads() + parts - 1) / parts, one = TileSums<T>::size(rows, dim),
+                each = most * one + key_chunk * dim;
+  auto scratch = backend.template allocate<T>(each * backend.threads());
+  // The work is in turning and reading the keys.
+  const index_t work = few_rows * q.size() * (kv.k_context.shape[0] + key_chunk);
+  backend.parallel_for(plan.tiles() * parts, work, [&](index_t task, int thread) {
+    const Range heads{plan.kv_heads() * (task % parts) / parts,
+                      plan.kv_heads() * (task % parts + 1) / parts};
+    const index_t t = plan.tiles() - 1 - task / parts;
+    T* const turned = scratch.data() + each * thread;
+    const auto sums_of = [&](index_t g) {
+      return TileSums<T>{turned + key_chunk * dim + (g - heads.begin) * one, rows, dim};
+    };
+    for (index_t g = heads.begin; g < heads.end; ++g)
+      sums_of(g).begin(plan.tile(t, g, thread), q, rule.scale);
+    const QueryTile first = plan.tile(t, heads.begin, thread);
+    for_each_chunk(first, [&](const KeyChunk& of_first) {
+      const auto k = of_first.own ? kv.k_block : kv.k_context;
+      const auto v = of_first.own ? kv.v_block : kv.v_context;
+      for (index_t g = heads.begin; g < heads.end; ++g) {
+        const index_t sharing = plan.tile(t, g, thread).heads.size(), before = first.heads.size();
+        KeyChunk chunk = of_first;
+        chunk.rows = {chunk.rows.begin / before * sharing, chunk.rows.end / before * sharing};
+        const TileSums<T> sums = sums_of(g);
+        scores_of_few(backend.path(), sums.q(), k.data + g * dim, k.stride(), dim, chunk,
+                      sums.score(), turned);
+        softmax_step(backend.path(), chunk, sharing, sums.score(), sums.run(), sums.y(), dim);
+        add_values_of_few(backend.path(), sums.score(), v.data + g * dim, v.stride(), dim, chunk,
+                          sums.y());
+      }
+    });
+    for (index_t g = heads.begin; g < heads.end; ++g)
+      sums_of(g).end(plan.tile(t, g, thread), y, lse);
+  });
+}
+
 }  // namespace detail
 
 /// y = softmax(scale q k^T, where the mask lets it) v, and lse = log sum exp of each row's scores,
@@ -81,58 +168,32 @@ void attention(CpuBackend<T>& backend, In<T, 3> q, KeyValue<const std::type_iden
   AttentionPlan plan(backend, rule, heads);
   const GemmKernel<T>& kernel = backend.gemm_kernel();
   const index_t rows = plan.rows(), padded = kernel.padded(dim),
-                each = rows * (2 * dim + key_chunk + 4) + key_chunk * (dim + padded);
+                each = TileSums<T>::size(rows, dim) + key_chunk * (dim + padded);
   auto scratch = backend.template allocate<T>(each * backend.threads());
-  // Of a few rows the work is in turning and reading the keys.
-  const index_t work =
-      q.size() * (kv.k_context.shape[0] + key_chunk) * (has_few_rows<T>(rows, dim) ? few_rows : 1);
+  const index_t work = q.size() * (kv.k_context.shape[0] + key_chunk);
+  if (has_few_rows<T>(rows, dim)) return attention_of_few(backend, q, kv, rule, plan, y, lse);
   backend.parallel_for(plan.tiles() * plan.kv_heads(), work, [&](index_t task, int thread) {
     const index_t g = task % plan.kv_heads();
     // Tiles further back see more keys: they go first, so that all threads end together.
     const QueryTile tile = plan.tile(plan.tiles() - 1 - task / plan.kv_heads(), g, thread);
-    T* const tile_q = scratch.data() + each * thread;
-    T* const tile_y = tile_q + rows * dim;
-    T* const score = tile_y + rows * dim;
-    T* const top = score + rows * key_chunk;
-    T* const sum = top + rows;
-    const RunningSoftmax<T> run{top, sum, sum + rows, sum + 2 * rows};
-    T* const packed_keys = sum + 3 * rows;
+    const TileSums<T> sums{scratch.data() + each * thread, rows, dim};
+    T *const tile_q = sums.q(), *const tile_y = sums.y(), *const score = sums.score();
+    T* const packed_keys = score + rows * key_chunk;
     T* const packed_values = packed_keys + key_chunk * dim;
-    for (index_t i = 0; i < tile.rows(); ++i) {
-      const T* from = q.data + tile.source(i, heads) * dim;
-      for (index_t d = 0; d < dim; ++d) tile_q[i * dim + d] = from[d] * T(rule.scale);
-    }
-    const bool few = has_few_rows<T>(tile.rows(), dim);
-    std::fill_n(tile_y, tile.rows() * dim, T(0));
-    std::fill_n(top, tile.rows(), -std::numeric_limits<T>::infinity());
-    std::fill_n(sum, tile.rows(), T(0));
+    sums.begin(tile, q, rule.scale);
     for_each_chunk(tile, [&](const KeyChunk& chunk) {
       const auto k = chunk.own ? kv.k_block : kv.k_context;
       const auto v = chunk.own ? kv.v_block : kv.v_context;
       const index_t first = chunk.rows.begin, slots = chunk.slots.end;
-      if (few) {
-        prefetch_rows(v.data + g * dim + (chunk.first + chunk.slots.begin) * v.stride(), v.stride(),
-                      chunk.slots.size(), dim);
-        scores_of_few(backend.path(), tile_q, k.data + g * dim, k.stride(), dim, chunk, score,
-                      packed_keys);
-      } else {
-        pack_keys(kernel, k.data + g * dim, k.stride(), dim, chunk, packed_keys);
-        multiply(
-            kernel,
-            [&](Range r) {
-              return Strided<T>{tile_q + (first + r.begin) * dim, dim, 1};
-            },
-            chunk.rows.size(), Panels<T>{packed_keys, dim, slots}, {0, dim},
-            score + first * key_chunk, key_chunk, false);
-      }
-      const auto step = chunk.width() == 64   ? softmax_step<64, T>
-                        : chunk.width() == 48 ? softmax_step<48, T>
-                        : chunk.width() == 32 ? softmax_step<32, T>
-                                              : softmax_step<16, T>;
-      step(backend.path(), chunk, tile.heads.size(), score, run, tile_y, dim);
-      if (few)
-        return add_values_of_few(backend.path(), score, v.data + g * dim, v.stride(), dim, chunk,
-                                 tile_y);
+      pack_keys(kernel, k.data + g * dim, k.stride(), dim, chunk, packed_keys);
+      multiply(
+          kernel,
+          [&](Range r) {
+            return Strided<T>{tile_q + (first + r.begin) * dim, dim, 1};
+          },
+          chunk.rows.size(), Panels<T>{packed_keys, dim, slots}, {0, dim},
+          score + first * key_chunk, key_chunk, false);
+      softmax_step(backend.path(), chunk, tile.heads.size(), score, sums.run(), tile_y, dim);
       pack_values(kernel, v.data + g * dim, v.stride(), dim, chunk, packed_values);
       multiply(
           kernel,
@@ -142,12 +203,7 @@ void attention(CpuBackend<T>& backend, In<T, 3> q, KeyValue<const std::type_iden
           chunk.rows.size(), Panels<T>{packed_values, slots, dim}, {0, slots}, tile_y + first * dim,
           dim, true);
     });
-    for (index_t i = 0; i < tile.rows(); ++i) {
-      const index_t at = tile.source(i, heads);
-      const T share = sum[i] > 0 ? 1 / sum[i] : T(0);
-      for (index_t d = 0; d < dim; ++d) y.data[at * dim + d] = tile_y[i * dim + d] * share;
-      lse.data[at] = top[i] + std::log(sum[i]);
-    }
+    sums.end(tile, y, lse);
   });
 }
 

@@ -43,15 +43,6 @@ template <int Lanes, class Register>
   }
 }
 
-/// Announces keys or values: a head's part of a row is too short for the processor to foresee the
-/// next.                                                                         from (rows, dim)
-template <class T>
-void prefetch_rows(const T* from, index_t step, index_t rows, index_t dim) {
-  for (index_t j = 0; j < rows; ++j)
-    for (index_t d = 0; d < dim; d += 64 / index_t(sizeof(T)))
-      __builtin_prefetch(from + j * step + d);
-}
-
 /// Keys in slots [slots), whole vectors of them, as columns.        to (dim, key_chunk)
 template <int Bytes, class T>
 [[gnu::always_inline]] inline void turn_keys(const T* keys, index_t step, Range slots, index_t dim,
