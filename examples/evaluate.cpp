@@ -20,6 +20,7 @@ struct Options {
   std::uint64_t seed = 42;
   bool json = false, published_sliding = false, skip_greedy = false;
   int threads = 0;
+  examples::TargetStorage storage;
 
   void add_to(CLI::App& app) {
     app.add_option("--target-model-path", target, "Hugging Face folder of the target")->required();
@@ -47,6 +48,7 @@ struct Options {
     app.add_flag("--skip-greedy", skip_greedy, "do not compare with plain decoding");
     app.add_option("--show", show, "answer this question at the end, accepted tokens in colour");
     app.add_flag("--json", json, "print one JSON object only")->excludes("--show");
+    storage.add_to(app);
     app.add_option("--threads", threads, "0: one per core")
         ->capture_default_str()
         ->check(CLI::NonNegativeNumber);
@@ -105,7 +107,7 @@ int main(int argc, char** argv) {
     B backend(options.threads > 0 ? options.threads
                                   : std::max(1, int(std::thread::hardware_concurrency())),
               cpu_precision_named(options.precision));
-    const TargetModel<B> target(backend, options.target);
+    const TargetModel<B> target(backend, options.target, options.storage);
     const DraftConfig config = DraftConfig::read(options.draft);
     if (config.target_layers != target.config().layers)
       throw Error(options.draft.string() + ": num_target_layers is " +

@@ -19,11 +19,12 @@ namespace {
 
 struct Options {
   fs::path target, draft_config, output = "cache/hidden_states";
-  std::string model_type = "eagle3", dtype = "target";
+  std::string model_type = "eagle3", dtype = "target", precision = "fp32";
   index_t num_draft_layers = 5, block_size = 16, batch_size = 32, shard_mib = 256;
   std::vector<index_t> layer_ids;
   index_t tensor_parallel = 1;  // ranks that hold a target together
   int threads = 0;
+  examples::TargetStorage storage;
   examples::DataOptions data;
 
   void add_to(CLI::App& app) {
@@ -54,6 +55,10 @@ struct Options {
     app.add_option("--tp-size", tensor_parallel, "ranks that hold the target together")
         ->capture_default_str()
         ->check(CLI::PositiveNumber);
+    app.add_option("--precision", precision, "of products: fp32, bf16x3 or bf16")
+        ->check(CLI::IsMember({"fp32", "bf16x3", "bf16"}))
+        ->capture_default_str();
+    storage.add_to(app);
     app.add_option("--threads", threads, "of each rank; 0: the cores, shared out")
         ->capture_default_str()
         ->check(CLI::NonNegativeNumber);
@@ -107,7 +112,7 @@ class Capture {
       std::printf("continuing behind %td samples\n", done_);
     if (missing.empty()) return;
     progress_.emplace(std::cout, is_terminal(stdout), "samples", plan_->size(), done_);
-    const TargetModel target(*backend_, group_, options_->target);
+    const TargetModel target(*backend_, group_, options_->target, options_->storage);
 
     const auto groups = std::size_t(group_.groups());
     const auto turns = plan_->runs(missing, turn_rows(missing));
@@ -235,7 +240,7 @@ int main(int argc, char** argv) {
                   layers.size(), config.hidden, bytes_text(plan.bytes()).c_str(),
                   bytes_text(free_disk_bytes(options.output)).c_str());
     launcher.run([&](auto world) {
-      B backend(launcher.threads(options.threads));
+      B backend(launcher.threads(options.threads), cpu_precision_named(options.precision));
       Capture(std::move(world), backend, options, data.samples, plan, layers).run();
     });
     if (launcher.first()) {

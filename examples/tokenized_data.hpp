@@ -15,6 +15,19 @@ namespace examples {
 
 using dflash::index_t;
 
+/// How the target's matrices lie in memory.
+struct TargetStorage {
+  std::string name = "as-stored";
+
+  void add_to(CLI::App& app) {
+    app.add_option("--target-weights", name,
+                   "in memory: as-stored, wide (no narrower than products need) or int8 (rounded)")
+        ->check(CLI::IsMember({"as-stored", "wide", "int8"}))
+        ->capture_default_str();
+  }
+  operator dflash::WeightStorage() const { return dflash::weight_storage_named(name); }
+};
+
 /// How conversations become samples: the flags that the generator and the online trainer share.
 struct DataOptions {
   std::filesystem::path path;
