@@ -64,7 +64,8 @@ void train(C communicator, const Options& options, const examples::TokenizedData
   const BlockOptions block_options = options.blocks(config);
   const LossOptions loss_options = options.loss_options();
   const Schedule rate = options.schedule(size);
-  const auto contract = options.contract(config, size, data.fingerprint());
+  auto contract = options.contract(config, size, data.fingerprint());
+  if (options.storage.name != "as-stored") contract["target_weights"] = options.storage.name;
 
   B backend = options.device.backend(threads);
   SequenceParallelGroup group(std::move(communicator), options.layout);
