@@ -79,7 +79,7 @@ inline int8_quad int8_quad_of(const float* row, index_t k, index_t at, float sca
 /// a quarter of the memory of floats. Products with it take place in float, whatever the backend's
 /// precision. A copy: w may go.                                                      w (O, I)
 template <std::same_as<float> T>
-typename CpuBackend<T>::FrozenMatrix freeze_int8(CpuBackend<T>& backend, View<const T, 2> w) {
+typename CpuBackend<T>::FrozenMatrix freeze_int8(CpuBackend<T>& backend, In<T, 2> w) {
   const index_t rows = w.shape[0], k = w.shape[1];
   const auto kernel = detail::int8_kernel(backend.path());
   const index_t panel = kernel.panel_columns(), depth = kernel.depth(k);
