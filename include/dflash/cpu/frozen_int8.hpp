@@ -15,6 +15,7 @@ namespace detail {
 /// a in floats, b in quads of bytes, whose scales come later.
 template <int Bytes>
 struct QuadStep {
+  static constexpr bool long_steps = true;
   using Scalar = float;
   using A = float;
   using B = int8_quad;
