@@ -15,6 +15,7 @@ namespace {
 
 struct Options : examples::TrainOptions {
   examples::DataOptions data;
+  examples::TargetStorage storage;
 };
 
 /// A micro-step's samples of one replica, with their blocks.
@@ -71,7 +72,7 @@ void train(C communicator, const Options& options, const examples::TokenizedData
   SequenceParallelGroup group(std::move(communicator), options.layout);
   C& world = group.world();
   TensorParallelGroup target_group(world, options.tensor_parallel);
-  const TargetModel target(backend, target_group, options.target_model_path);
+  const TargetModel target(backend, target_group, options.target_model_path, options.storage);
   UlyssesAttention attention(backend, group);
   DFlashBlock block(attention, config.shape);
   DraftModel model(block, config);
@@ -128,6 +129,7 @@ int main(int argc, char** argv) {
     Options options;
     options.add_to(app);
     options.data.add_to(app, "--train-data-path", 3072);
+    options.storage.add_to(app);
     if (const auto status = launcher.parse(app, argc, argv)) return *status;
 
     const TargetConfig target = TargetConfig::read(options.target_model_path);

@@ -105,13 +105,6 @@ template <int Bytes, class T>
   for (index_t l = 0; c + l < columns; ++l) out[c + l] = add ? last[l] + out[c + l] : last[l];
 }
 
-#if defined(__x86_64__)
-template <class F>
-[[gnu::noinline, gnu::target("avx512f,avx2,fma")]] void run_avx512(F& f) {
-  f();
-}
-#endif
-
 /// f(the path's width of vectors), compiled for them if f is always_inline.
 template <class F>
 void on_vectors(CpuPath path, F f) {
