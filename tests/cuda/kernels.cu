@@ -62,6 +62,9 @@ void others(const Arguments<T>& a) {
   linear_cross_entropy<T>(b, a.matrix, a.matrix, a.ids, a.sums, a.flags, a.matrix);
   linear_cross_entropy_part<T>(b, a.matrix, a.matrix, a.ids, a.part, a.matrix);
   linear_cross_entropy_merge<T>(b, a.matrix, a.ids, a.sums, a.matrix);
+  const auto float8 = float8_head<T>(b, a.matrix);
+  linear_cross_entropy<T>(b, a.matrix, float8, a.ids, a.sums, a.flags, a.matrix);
+  linear_cross_entropy_part<T>(b, a.matrix, float8, a.ids, a.part, a.matrix);
   sum_of_squares<T>(b, a.sums);
   adamw<T>(b, a.sums, {}, a.sums, a.sums, a.sums);
   adamw<T>(b, a.sums, {}, a.sums, a.sums, a.sums, a.row);
