@@ -3,17 +3,19 @@
 
 #include <iostream>
 
+#include "device.hpp"
 #include "guarded.hpp"
 #include "tokenized_data.hpp"
 
 using namespace dflash;
-using B = CpuBackend<float>;
+using B = examples::Device::Backend;
 
 namespace {
 
 struct Options {
   std::filesystem::path target, draft, data;
-  std::string chat_template, show, precision = "fp32";
+  std::string chat_template, show;
+  examples::Device device;
   index_t max_new_tokens = 128, limit = 0;
   std::optional<std::int32_t> mask_token_id;
   double temperature = 0, draft_temperature = 0;
@@ -52,9 +54,7 @@ struct Options {
     app.add_option("--threads", threads, "0: one per core")
         ->capture_default_str()
         ->check(CLI::NonNegativeNumber);
-    app.add_option("--precision", precision, "of products: fp32, bf16x3 or bf16")
-        ->check(CLI::IsMember({"fp32", "bf16x3", "bf16"}))
-        ->capture_default_str();
+    device.add_to(app);
   }
 };
 
@@ -104,9 +104,9 @@ int main(int argc, char** argv) {
     options.add_to(app);
     CLI11_PARSE(app, argc, argv);
 
-    B backend(options.threads > 0 ? options.threads
-                                  : std::max(1, int(std::thread::hardware_concurrency())),
-              cpu_precision_named(options.precision));
+    B backend = options.device.backend(options.threads > 0
+                                           ? options.threads
+                                           : std::max(1, int(std::thread::hardware_concurrency())));
     const TargetModel<B> target(backend, options.target, options.storage);
     const DraftConfig config = DraftConfig::read(options.draft);
     if (config.target_layers != target.config().layers)

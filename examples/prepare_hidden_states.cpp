@@ -7,19 +7,21 @@
 #include <cmath>
 #include <iostream>
 
+#include "device.hpp"
 #include "guarded.hpp"
 #include "launch.hpp"
 #include "tokenized_data.hpp"
 
 using namespace dflash;
-using B = CpuBackend<float>;
+using B = examples::Device::Backend;
 namespace fs = std::filesystem;
 
 namespace {
 
 struct Options {
   fs::path target, draft_config, output = "cache/hidden_states";
-  std::string model_type = "eagle3", dtype = "target", precision = "fp32";
+  std::string model_type = "eagle3", dtype = "target";
+  examples::Device device;
   index_t num_draft_layers = 5, block_size = 16, batch_size = 32, shard_mib = 256;
   std::vector<index_t> layer_ids;
   index_t tensor_parallel = 1;  // ranks that hold a target together
@@ -55,9 +57,7 @@ struct Options {
     app.add_option("--tp-size", tensor_parallel, "ranks that hold the target together")
         ->capture_default_str()
         ->check(CLI::PositiveNumber);
-    app.add_option("--precision", precision, "of products: fp32, bf16x3 or bf16")
-        ->check(CLI::IsMember({"fp32", "bf16x3", "bf16"}))
-        ->capture_default_str();
+    device.add_to(app);
     storage.add_to(app);
     app.add_option("--threads", threads, "of each rank; 0: the cores, shared out")
         ->capture_default_str()
@@ -173,17 +173,23 @@ class Capture {
                   const examples::CapturedPack<B>& captured) const {
     for (std::size_t i = 0; i < samples.size(); ++i) {
       const Range rows{captured.offsets[i], captured.offsets[i + 1]};
-      const In<float, 2> features = In<float, 2>(captured.output.features.view()).rows(rows);
-      if (!std::all_of(features.data, features.data + features.size(),
-                       [](float x) { return std::isfinite(x); }))
+      const auto host = [&](In<B::value_type, 2> there) {
+        return host_copy(*backend_, there.rows(rows));
+      };
+      const std::vector<float> features = host(captured.output.features.view());
+      if (!std::all_of(features.begin(), features.end(), [](float x) { return std::isfinite(x); }))
         throw Error("the target gives hidden states that are not finite for sample " +
                     samples[i].id);
       if (options_->model_type == "eagle3")
-        writer.write(samples[i], features,
-                     In<float, 2>(captured.output.last_hidden.view()).rows(rows));
+        writer.write(samples[i], matrix(features, rows),
+                     matrix(host(captured.output.last_hidden.view()), rows));
       else
-        writer.write(samples[i], features);
+        writer.write(samples[i], matrix(features, rows));
     }
+  }
+
+  static View<const float, 2> matrix(const std::vector<float>& values, Range rows) {
+    return {values.data(), {rows.size(), index_t(values.size()) / rows.size()}};
   }
 
   B* backend_;
@@ -240,7 +246,7 @@ int main(int argc, char** argv) {
                   layers.size(), config.hidden, bytes_text(plan.bytes()).c_str(),
                   bytes_text(free_disk_bytes(options.output)).c_str());
     launcher.run([&](auto world) {
-      B backend(launcher.threads(options.threads), cpu_precision_named(options.precision));
+      B backend = options.device.backend(launcher.threads(options.threads));
       Capture(std::move(world), backend, options, data.samples, plan, layers).run();
     });
     if (launcher.first()) {

@@ -2,7 +2,7 @@
 // five layers of 32/8 heads of 128, V 151936, five captured layers, blocks of 16. Prints
 // milliseconds per sample (median), by phase, the share of the device's bf16 peak that the products
 // reach, and the peak of memory.
-//   training_step [--steps 10] [--layers 5] [--peak-tflops 989] [S anchors]...
+//   training_step_cuda [--steps 10] [--layers 5] [--peak-tflops 989] [S anchors]...
 // Without sizes: S 768, 3072, 32768 with 256 and 512 anchors. `--longest` finds the longest S that
 // fits with 256 anchors.
 

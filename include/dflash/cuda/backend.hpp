@@ -43,12 +43,14 @@ requires(std::same_as<T, float> || std::same_as<T, bfloat16>) class CudaBackend 
   Buffer<U> allocate(index_t n) {
     static_assert(std::is_trivially_copyable_v<U>);
     expects(n >= 0, "CudaBackend: a negative number of elements");
+    use_device();
     Buffer<U> buffer(device_->cache, n);
     cuda::memory_taken(stream(), buffer.data(), std::size_t(n) * sizeof(U), buffer.room());
     return buffer;
   }
   template <class U>
   void upload(const U* host, U* here, index_t n) {
+    use_device();
     device_->staging.upload(stream(), host, here, bytes<U>(n));
   }
   template <class U>
@@ -86,6 +88,9 @@ requires(std::same_as<T, float> || std::same_as<T, bfloat16>) class CudaBackend 
   index_t system_allocations() const { return device_->cache->system_allocations(); }
 
  private:
+  /// Memory may be asked for and filled by any thread; each has a current device of its own.
+  void use_device() { cuda_expects(cudaSetDevice(device_->number), "the backend's GPU"); }
+
   template <class U>
   static std::size_t bytes(index_t n) {
     return std::size_t(n) * sizeof(U);
@@ -114,17 +119,16 @@ requires(std::same_as<T, float> || std::same_as<T, bfloat16>) class CudaBackend 
     Buffer<int> fault_memory{cache, 1};
     int* fault = fault_memory.data();
     int* host_fault = nullptr;
-    int multiprocessors = 0;
+    int number = 0, multiprocessors = 0;
 
     Device() {
       cuda_expects(
           cudaHostAlloc(reinterpret_cast<void**>(&host_fault), sizeof(int), cudaHostAllocDefault),
           "pinned memory");
       cuda_expects(cudaMemsetAsync(fault, 0, sizeof(int), stream), "a CUDA backend");
-      int device = 0;
       cudaDeviceProp properties;
-      cuda_expects(cudaGetDevice(&device), "the CUDA device");
-      cuda_expects(cudaGetDeviceProperties(&properties, device), "the CUDA device");
+      cuda_expects(cudaGetDevice(&number), "the CUDA device");
+      cuda_expects(cudaGetDeviceProperties(&properties, number), "the CUDA device");
       multiprocessors = properties.multiProcessorCount;
     }
     Device(const Device&) = delete;

@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstring>
 #include <deque>
+#include <mutex>
 #include <vector>
 
 #include "dflash/cuda/expects.hpp"
@@ -13,7 +14,7 @@
 namespace dflash {
 
 /// A ring of pinned host memory through which uploads go: the caller's memory is free again at
-/// once, and the host waits only if it is a whole ring ahead of the device.
+/// once, and the host waits only if it is a whole ring ahead of the device. Any thread may upload.
 class CudaStaging {
  public:
   explicit CudaStaging(std::size_t bytes = std::size_t(32) << 20) : size_(bytes) {
@@ -33,6 +34,7 @@ class CudaStaging {
 
   /// Copies host memory to the device in the order of the stream.
   void upload(cudaStream_t stream, const void* host, void* device, std::size_t bytes) {
+    const std::lock_guard lock(mutex_);
     const std::size_t most = size_ / 4;
     for (std::size_t done = 0; done < bytes;) {
       const std::size_t part = std::min(most, bytes - done);
@@ -83,6 +85,7 @@ class CudaStaging {
 
   static constexpr std::size_t most_pieces = 64;
 
+  std::mutex mutex_;
   std::size_t size_, next_ = 0;
   char* ring_ = nullptr;
   std::deque<Piece> in_flight_;

@@ -6,6 +6,7 @@
 #include <span>
 #include <vector>
 
+#include "dflash/core/host_copy.hpp"
 #include "dflash/decode/draft_decoder.hpp"
 #include "dflash/decode/sampling.hpp"
 #include "dflash/model/target_model.hpp"
@@ -44,6 +45,7 @@ class SpeculativeDecoder {
  public:
   using B = typename Model::B;
   using T = typename B::value_type;
+  using Sum = typename B::accumulator_type;
 
   SpeculativeDecoder(const TargetModel<B, C>& target, const Model& model,
                      const Parameters<B>& weights, std::int32_t mask_token,
@@ -93,8 +95,8 @@ class SpeculativeDecoder {
         const HostRows target_rows = host(seen.logits.view()),
                        draft_rows = host(draft_logits.view());
         const Verdict verdict =
-            verify<T>(cycle.draft_tokens, draft_rows.view(), options.draft_temperature,
-                      target_rows.view(), options.temperature, random, start + 1);
+            verify<Sum>(cycle.draft_tokens, draft_rows.view(), options.draft_temperature,
+                        target_rows.view(), options.temperature, random, start + 1);
         cycle.accepted = verdict.accepted;
         next = verdict.next;
       }
@@ -113,9 +115,9 @@ class SpeculativeDecoder {
  private:
   using Matrix = Tensor<B, T, 2>;
   struct HostRows {
-    std::vector<T> values;
+    std::vector<Sum> values;
     index_t rows, width;
-    View<const T, 2> view() const { return {values.data(), {rows, width}}; }
+    View<const Sum, 2> view() const { return {values.data(), {rows, width}}; }
   };
 
   /// Fills the cycle's draft tokens, the first of which stands at `position`. Returns their logits.
@@ -137,9 +139,9 @@ class SpeculativeDecoder {
     return logits;
   }
 
-  static std::int32_t sample(View<const T, 2> row, double temperature, double u) {
+  static std::int32_t sample(View<const Sum, 2> row, double temperature, double u) {
     std::vector<double> p;
-    probabilities(std::span<const T>(row.data, std::size_t(row.shape[1])), temperature, p);
+    probabilities(std::span<const Sum>(row.data, std::size_t(row.shape[1])), temperature, p);
     return draw(p, u);
   }
   std::vector<std::int32_t> largest(In<T, 2> logits) const {
@@ -150,9 +152,7 @@ class SpeculativeDecoder {
     return tokens;
   }
   HostRows host(In<T, 2> v) const {
-    HostRows rows{std::vector<T>(std::size_t(v.size())), v.shape[0], v.shape[1]};
-    target_->backend().download(v.data, rows.values.data(), v.size());
-    return rows;
+    return {host_copy(target_->backend(), v), v.shape[0], v.shape[1]};
   }
 
   /// Adds a token unless the answer has ended.

@@ -1,0 +1,1 @@
+#include "../prepare_hidden_states.cpp"
