@@ -1,5 +1,5 @@
 // Every kernel of the library, for each type: compiled to see that nvcc accepts them without a
-// warning, and what they need (kernels.sh).
+// warning, and what they need (nvcc.sh).
 
 #include "dflash/cuda.cuh"
 

@@ -37,6 +37,8 @@ compiled=0 failed=0
 for arch in "$@"; do
   if ! $kernels_only; then
     headers=$(cd include && find dflash -path '*cuda*' \( -name '*.cuh' -o -path 'dflash/cuda/*.hpp' \) | sort)
+    [ -e "$(dirname "$nvcc")/../include/nccl.h" ] &&
+      headers+=$'\n'$(cd include && find dflash -path 'dflash/nccl*' -name '*.hpp' | sort)
     bad=$(echo "$headers" | xargs -P "$(nproc)" -I{} bash -c "alone {} $arch" | tee /dev/stderr | grep -c '^FAILED')
     compiled=$((compiled + $(echo "$headers" | wc -l) - bad)) failed=$((failed + bad))
   fi
