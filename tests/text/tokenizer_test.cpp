@@ -248,5 +248,5 @@ TEST_CASE_FIXTURE(Fixture, "a pattern that cannot come to an end is an error, no
        {{{"type", "Split"}, {"pattern", {{"Regex", "(a+)+$"}}}, {"behavior", "Isolated"}},
         {{"type", "ByteLevel"}, {"add_prefix_space", false}, {"use_regex", false}}}}};
   const Tokenizer tokenizer = load();
-  CHECK(mentions(error_of([&] { tokenizer.encode(std::string(60, 'a') + "b"); }), "gave up"));
+  CHECK(mentions(error_of([&] { tokenizer.encode(std::string(60, 'a').append("b")); }), "gave up"));
 }
