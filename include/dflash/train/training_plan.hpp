@@ -267,7 +267,18 @@ struct TrainingPlan {
                       (layout.ranks() == 1 ? 0
                                            : p.rows * (p.q + 2 * p.kv) + context +
                                                  p.all_rows * p.query + 2 * p.ring_rows * p.key);
-    return (rows + context + std::max(mlp, attention)) * bytes.value;
+    return (rows + context + std::max(mlp, attention + key_sums(p))) * bytes.value;
+  }
+
+  /// What attention's backward adds up apart for its threads: the keys' gradients in parts, each of
+  /// the keys that some of a sample's blocks see, most often a good half of them.
+  index_t key_sums(const Part& p) const {
+    const index_t width = layout.ranks() == 1 ? p.kv : p.key,
+                  keys =
+                      (layout.ranks() == 1 ? p.context : p.stripe) / std::max<index_t>(samples, 1),
+                  heads = std::max<index_t>(width / config.shape.head_dim, 1);
+    const index_t parts = std::min<index_t>((32 + heads - 1) / heads, 16);
+    return std::min<index_t>(2 * width * keys * (parts - 1) * 2 / 3, 1 << 24);
   }
 
   /// Captured features twice, as they come and as they are sent.
