@@ -1,5 +1,6 @@
 #pragma once
 
+#include "dflash/core/config.hpp"
 #include "dflash/cuda/warp.cuh"
 
 namespace dflash::cuda {
