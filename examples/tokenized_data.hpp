@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "dflash/dflash.hpp"
+#include "dflash/any_backend.hpp"
 #include "dflash/text.hpp"
 
 namespace examples {

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "device.hpp"
-#include "dflash/dflash.hpp"
+#include "dflash/any_backend.hpp"
 #include "dflash/text/tokenizer.hpp"
 
 namespace examples {
