@@ -145,13 +145,13 @@ sanitized() { # preset, pattern of tests
   for test in $targets; do check "$test under $1" "$folder/tests/$test"; done
 }
 
-if $all; then readers='.'; else readers='/(io|text|data|cuda)/|tests_of_files|parallel_stages'; fi
-stage "address and undefined-behaviour sanitizers: readers of files, kernels, the parallel path" 6
+if $all; then readers='.'; else readers='/(io|text|data)/|/cuda/(attention|backend|emulation|linear_cross_entropy|operations)_test|tests_of_files|parallel_stages'; fi
+stage "address and undefined-behaviour sanitizers: readers of files, kernels, the parallel path" 7
 sanitized sanitize "$readers"
 took
 
 if $all; then threads='.'; else threads='thread|communicator|/cuda/(emulation|operations|backend|nccl)_test|parallel_stages'; fi
-stage "thread sanitizer: threads, ranks and kernels" 3
+stage "thread sanitizer: threads, ranks and kernels" 4
 sanitized sanitize-thread "$threads"
 took
 
