@@ -132,11 +132,19 @@ class Capture {
  private:
   /// The same list on every rank: the first one's.
   std::vector<index_t> list_of_first(std::vector<index_t> list) {
-    auto size = index_t(list.size());
-    world_.broadcast(*backend_, View<index_t, 1>{&size, {1}}, 0);
-    list.resize(std::size_t(size));
-    world_.broadcast(*backend_, View<index_t, 1>{list.data(), {size}}, 0);
-    return list;
+    const index_t size = index_t(list.size());
+    auto size_there = uploaded(*backend_, &size, 1);
+    world_.broadcast(*backend_, size_there.view(), 0);
+    list.resize(std::size_t(host_copy_of(size_there)[0]));
+    auto there = uploaded(*backend_, list.data(), index_t(list.size()));
+    world_.broadcast(*backend_, there.view(), 0);
+    return host_copy_of(there);
+  }
+
+  std::vector<index_t> host_copy_of(const Tensor<B, index_t, 1>& there) {
+    std::vector<index_t> here(std::size_t(there.size()));
+    backend_->download(there.view().data, here.data(), there.size());
+    return here;
   }
 
   index_t samples_of(const std::vector<index_t>& shards) const {
@@ -181,15 +189,17 @@ class Capture {
         throw Error("the target gives hidden states that are not finite for sample " +
                     samples[i].id);
       if (options_->model_type == "eagle3")
-        writer.write(samples[i], matrix(features, rows),
-                     matrix(host(captured.output.last_hidden.view()), rows));
+        writer.write(
+            samples[i], matrix(features, captured.output.features, rows),
+            matrix(host(captured.output.last_hidden.view()), captured.output.last_hidden, rows));
       else
-        writer.write(samples[i], matrix(features, rows));
+        writer.write(samples[i], matrix(features, captured.output.features, rows));
     }
   }
 
-  static View<const float, 2> matrix(const std::vector<float>& values, Range rows) {
-    return {values.data(), {rows.size(), index_t(values.size()) / rows.size()}};
+  static View<const float, 2> matrix(const std::vector<float>& values,
+                                     const Tensor<B, B::value_type, 2>& like, Range rows) {
+    return {values.data(), {rows.size(), like.view().shape[1]}};
   }
 
   B* backend_;
