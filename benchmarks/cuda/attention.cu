@@ -13,10 +13,12 @@
 #include "dflash/cuda/attention.cuh"
 #include "dflash/cuda/attention_backward.cuh"
 #include "dflash/cuda/backend.hpp"
+#include "measure.cuh"
 
 namespace {
 
 using namespace dflash;
+using namespace dflash_benchmark;
 
 constexpr index_t heads = 32, kv_heads = 8, dim = 128, block_size = 16;
 constexpr index_t block_pairs = block_size * heads / kv_heads;  // of one key/value head
@@ -44,15 +46,9 @@ struct Problem {
     rule = {{device_begin.view(), device_end.view(), block_size, 0, context},
             {heads / kv_heads, 0},
             1 / std::sqrt(double(dim))};
-    std::uint64_t state = 1;
-    for (auto* x : {&q, &dy, &kc, &vc, &kb, &vb, &dq, &dkc, &dvc, &dkb, &dvb}) {
-      std::vector<T> host(std::size_t(x->size()));
-      for (T& v : host) {  // uniform, of unit variance
-        state = state * 6364136223846793005u + 1442695040888963407u;
-        v = T(float(bfloat16((float(state >> 40) * 0x1p-24f - 0.5f) * 3.4641016f)));
-      }
-      backend.upload(host.data(), x->view().data, x->size());
-    }
+    std::uint64_t key = 0;
+    for (auto* x : {&q, &dy, &kc, &vc, &kb, &vb})
+      randomize(backend, x->view().data, x->size(), 1.7320508f, ++key);  // of unit variance
     clear_gradients();
     std::vector<float> zeros(std::size_t(delta.size()), 0.0f);
     backend.upload(zeros.data(), delta.view().data, delta.size());
@@ -122,28 +118,6 @@ struct Problem {
     return pairs * kv_heads;
   }
 };
-
-template <class F>
-double milliseconds(CudaBackend<bfloat16>& backend, int times, F f) {
-  cudaEvent_t start, stop;
-  cuda_expects(cudaEventCreate(&start), "an event");
-  cuda_expects(cudaEventCreate(&stop), "an event");
-  std::vector<float> measured;
-  for (int i = 0; i < times + 3; ++i) {
-    cuda_expects(cudaEventRecord(start, backend.stream()), "an event");
-    f();
-    cuda_expects(cudaEventRecord(stop, backend.stream()), "an event");
-    cuda_expects(cudaEventSynchronize(stop), "an event");
-    float ms = 0;
-    cuda_expects(cudaEventElapsedTime(&ms, start, stop), "an event");
-    if (i >= 3) measured.push_back(ms);  // the first ones load the kernels
-  }
-  backend.synchronize();
-  cudaEventDestroy(start);
-  cudaEventDestroy(stop);
-  std::sort(measured.begin(), measured.end());
-  return double(measured[measured.size() / 2]);
-}
 
 void print(const char* what, index_t context, index_t blocks, double ms, double useful,
            double computed) {

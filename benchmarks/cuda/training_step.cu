@@ -22,30 +22,14 @@
 #include "dflash/model/draft_model.hpp"
 #include "dflash/train/adamw.hpp"
 #include "dflash/train/draft_loss.hpp"
+#include "measure.cuh"
 
 namespace {
 
 using namespace dflash;
+using namespace dflash_benchmark;
 using T = bfloat16;
 using B = CudaBackend<T>;
-
-/// Number i of a stream of numbers between -1 and 1.
-DFLASH_HOST_DEVICE float number(std::uint64_t i, std::uint64_t key) {
-  std::uint64_t x = (i + 1) * 0x9e3779b97f4a7c15u + key * 0xd1b54a32d192ed03u;
-  x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9u;
-  x = (x ^ x >> 27) * 0x94d049bb133111ebu;
-  return float(x >> 40) * 0x1p-23f - 1;
-}
-
-__global__ void random_kernel(T* x, index_t n, float scale, std::uint64_t key) {
-  for (index_t i = index_t(blockIdx.x) * blockDim.x + threadIdx.x; i < n;
-       i += index_t(gridDim.x) * blockDim.x)
-    x[i] = T(scale * number(std::uint64_t(i), key));
-}
-
-void randomize(B& backend, View<T, 1> x, float scale, std::uint64_t key) {
-  cuda::launch(backend.stream(), random_kernel, 4096u, 256u, 0, x.data, x.size(), scale, key);
-}
 
 /// Features that are made when they are read.
 class MadeUpFeatures final : public FeatureRows {
@@ -106,12 +90,12 @@ class Trainer {
       const ParameterSlot& slot = weights_.slots()[i];
       const View<T, 1> view = weights_.flat().rows({slot.offset, slot.offset + slot.size});
       if (slot.shape.size() == 2)
-        randomize(backend_, view, 0.035f, i);
+        randomize(backend_, view.data, view.size(), 0.035f, i);
       else
         fill(backend_, view, T(1.0f));
     }
-    randomize(backend_, reshape<1>(embedding_.view(), {embedding_.size()}), 0.035f, 1001);
-    randomize(backend_, reshape<1>(head_.view(), {head_.size()}), 0.035f, 1002);
+    randomize(backend_, embedding_.view().data, embedding_.size(), 0.035f, 1001);
+    randomize(backend_, head_.view().data, head_.size(), 0.035f, 1002);
     optimizer_ = std::make_unique<AdamW<B>>(backend_, weights_.flat(), weights_.slots());
   }
 
