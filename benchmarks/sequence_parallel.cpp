@@ -96,7 +96,8 @@ Measured measure(const Problem& p, SequenceLayout layout, int steps) {
     take();
     auto gradients = zero_gradients(backend, p.config);
     take();
-    ShardedAdamW optimizer(backend, group.world(), weights.flat(), weights.slots());
+    ShardedAdamW optimizer(backend, group.world(), weights.flat(), weights.slots(), {},
+                           gradient_buckets(p.config, layout.ranks()));
     take();
     {
       const auto batch = shard(backend, group, p.samples, p.blocks, *p.config.mask_token);
@@ -111,7 +112,8 @@ Measured measure(const Problem& p, SequenceLayout layout, int steps) {
       fill(backend, gradients.flat(), 0.0f);
       const auto batch = shard(backend, group, p.samples, p.blocks, *p.config.mask_token);
       const LossResult own =
-          micro_step(model, group, target_group, ends, ends, batch, {}, weights, gradients);
+          micro_step(model, group, target_group, ends, ends, batch, {}, weights, gradients,
+                     [&](index_t bucket) { optimizer.start(gradients.flat(), bucket); });
       const LossResult loss = sum_over_ranks(backend, group.world(), own);
       optimizer.step(weights.flat(), gradients.flat(), 1e-4 * double(i + 1), loss.denominator);
     };

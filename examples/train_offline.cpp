@@ -38,7 +38,8 @@ void train(C communicator, const Options& options, const OfflineShardDataset& da
   DraftModel model(block, config);
   auto weights = examples::initial_weights(backend, config, options);
   auto gradients = zero_gradients(backend, config);
-  ShardedAdamW optimizer(backend, world, weights.flat(), weights.slots(), options.adamw());
+  ShardedAdamW optimizer(backend, world, weights.flat(), weights.slots(), options.adamw(),
+                         gradient_buckets(config, world.size()));
   SampleOrder order(dataset.size(), options.seed);
   examples::Checkpointer checkpointer(options, world, config, contract);
   const index_t first =
@@ -71,8 +72,12 @@ void train(C communicator, const Options& options, const OfflineShardDataset& da
     for (index_t micro = 0; micro < options.accumulation_steps; ++micro) {
       const auto [batch, tokens] = batches.next();
       own.metrics.tokens += tokens;
+      // What is final in a step is sent while backward goes on.
+      const auto is_final = [&](index_t bucket) {
+        if (micro + 1 == options.accumulation_steps) optimizer.start(gradients.flat(), bucket);
+      };
       own += micro_step(model, group, target_group, target.embedding_slice(),
-                        target.lm_head_slice(), batch, loss_options, weights, gradients);
+                        target.lm_head_slice(), batch, loss_options, weights, gradients, is_final);
     }
     const LossResult loss = sum_over_ranks(backend, world, own);
     const double norm =

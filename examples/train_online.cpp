@@ -78,7 +78,8 @@ void train(C communicator, const Options& options, const examples::TokenizedData
   DraftModel model(block, config);
   auto weights = examples::initial_weights(backend, config, options);
   auto gradients = zero_gradients(backend, config);
-  ShardedAdamW optimizer(backend, world, weights.flat(), weights.slots(), options.adamw());
+  ShardedAdamW optimizer(backend, world, weights.flat(), weights.slots(), options.adamw(),
+                         gradient_buckets(config, world.size()));
   SampleOrder order(size, options.seed);
   examples::Checkpointer checkpointer(options, world, config, contract);
   const index_t first =
@@ -105,8 +106,13 @@ void train(C communicator, const Options& options, const examples::TokenizedData
       if (group.rank() == 0)
         for (const Sample& sample : samples) own.metrics.tokens += double(sample.tokens.size());
       const auto batch = shard(backend, group, samples, blocks, *config.mask_token);
+      // What is final in a step is sent while backward goes on.
+      const auto is_final = [&](index_t bucket) {
+        if (micro + 1 == options.accumulation_steps) optimizer.start(gradients.flat(), bucket);
+      };
       own += micro_step(model, group, target_group, target.ends().embedding_slice(),
-                        target.ends().lm_head_slice(), batch, loss_options, weights, gradients);
+                        target.ends().lm_head_slice(), batch, loss_options, weights, gradients,
+                        is_final);
     }
     const LossResult loss = sum_over_ranks(backend, world, own);
     const double norm =

@@ -152,6 +152,36 @@ struct Exchange {
   std::vector<T> expected;
 };
 
+/// One reduce-scatter whose counts are those that a pattern sends.
+template <class B, class T>
+struct Sum {
+  Sum(B& backend, int on_rank, int ranks, Pattern pattern, int salt)
+      : rank(on_rank),
+        counts(pattern.sent(1, ranks)),
+        in(backend, values<T>(rank, sum(counts), salt)),
+        out(backend, values<T>(99, counts[std::size_t(rank)])),
+        expected(part(sum_of_ranks<T>(ranks, sum(counts), salt), counts, rank)) {}
+
+  template <class C>
+  auto start(C& comm, B& backend) {
+    const Counts gone = counts;  // before the sum is there
+    return comm.start_reduce_scatter_sum(backend, in.view(), gone, out.view());
+  }
+  template <class C>
+  auto start_in_place(C& comm, B& backend) {
+    const index_t begin = std::accumulate(counts.begin(), counts.begin() + rank, index_t(0));
+    return comm.start_reduce_scatter_sum(
+        backend, in.view(), counts, in.view().rows({begin, begin + counts[std::size_t(rank)]}));
+  }
+  bool right() const { return same_bits(out.host(), expected); }
+  bool right_in_place() const { return same_bits(part(in.host(), counts, rank), expected); }
+
+  int rank;
+  Counts counts;
+  Array<B, T> in, out;
+  std::vector<T> expected;
+};
+
 template <class B, class T, class C>
 void check_moves(C& comm) {
   B backend;
@@ -238,13 +268,18 @@ void check_started_exchanges(C& comm) {
   Exchange<B, float> first(backend, rank, ranks, {4}, 1);
   Exchange<B, double> second(backend, rank, ranks, {1}, 2);
   Exchange<B, std::uint8_t> third(backend, rank, ranks, {0}, 3);
+  Sum<B, float> one(backend, rank, ranks, {1}, 5), two(backend, rank, ranks, {4}, 6);
   {
     auto a = start(first);
+    auto sum = one.start(comm, backend);
     auto b = start(second);
     Array<B, double> data(backend, values<double>(rank, 77, 4));
     comm.all_reduce_sum(backend, data.view());  // in between
     CHECK(same_bits(data.host(), sum_of_ranks<double>(ranks, 77, 4)));
     [[maybe_unused]] const auto c = start(third);
+    [[maybe_unused]] const auto unwaited = two.start(comm, backend);
+    sum.wait();
+    CHECK(one.right());
     b.wait();
     CHECK(second.right());
     auto moved = std::move(a);
@@ -253,6 +288,15 @@ void check_started_exchanges(C& comm) {
     CHECK(first.right());
   }
   CHECK(third.right());  // c waited when it went
+  CHECK(two.right());
+
+  // Buckets of one buffer, each started when it is written; the parts lie where they are summed.
+  std::vector<Sum<B, float>> buckets;
+  for (int i = 0; i < 5; ++i) buckets.emplace_back(backend, rank, ranks, Pattern{i % patterns}, i);
+  std::vector<decltype(one.start_in_place(comm, backend))> sums;
+  for (auto& bucket : buckets) sums.push_back(bucket.start_in_place(comm, backend));
+  for (auto& sum : sums) sum.wait();
+  for (const auto& bucket : buckets) CHECK(bucket.right_in_place());
 
   using Pending = decltype(start(first));
   std::vector<Pending> pending;
@@ -321,7 +365,8 @@ void check_traffic(C& comm) {
   Array<B, std::int32_t> whole(backend, std::vector<std::int32_t>(std::size_t(sum(counts)))),
       mine(backend, std::vector<std::int32_t>(std::size_t(own), 0));
   comm.reduce_scatter_sum(backend, whole.view(), counts, mine.view());
-  expected.reduce_scatter_sum = {1, 4 * (sum(counts) - own)};
+  comm.start_reduce_scatter_sum(backend, whole.view(), counts, mine.view()).wait();
+  expected.reduce_scatter_sum = {2, 2 * 4 * (sum(counts) - own)};
   comm.all_gather(backend, mine.view(), counts, whole.view());
   expected.all_gather = {1, 4 * own * others};
   Array<B, dflash::bfloat16> halves(backend, std::vector<dflash::bfloat16>(11));
@@ -333,7 +378,7 @@ void check_traffic(C& comm) {
   CHECK(part.traffic() == dflash::Traffic{});
   const dflash::Traffic difference = comm.traffic() - before;
   CHECK(difference == expected);
-  CHECK(difference.total().calls == 5 + ranks);
+  CHECK(difference.total().calls == 6 + ranks);
 }
 
 /// Arguments that are wrong on every rank: an error on each, and all goes on.
@@ -408,7 +453,7 @@ void check_random_mix(C& comm, int collectives, unsigned seed) {
   C half = comm.split(rank < ranks / 2 ? 0 : 1);
   bool right = true;
   for (int i = 0; i < collectives; ++i) {
-    const int kind = int(random() % 6), salt = int(random() % 1000);
+    const int kind = int(random() % 7), salt = int(random() % 1000);
     const int round = int(random() % patterns), root = int(random() % unsigned(ranks));
     const index_t n = index_t(random() % 3000);
     if (kind == 0) {
@@ -430,6 +475,14 @@ void check_random_mix(C& comm, int collectives, unsigned seed) {
       right = right && same_bits(data.host(), sum_of_ranks<std::int64_t>(half.size(), n, salt));
     } else if (kind == 4) {
       comm.barrier();
+    } else if (kind == 5) {
+      Sum<B, float> outer(backend, rank, ranks, {round}, salt);
+      Sum<B, float> inner(backend, half.rank(), half.size(), {4}, salt);
+      auto pending = outer.start(comm, backend);
+      auto other = inner.start_in_place(half, backend);
+      pending.wait();
+      other.wait();
+      right = right && inner.right_in_place() && outer.right();
     } else {
       Exchange<B, float> outer(backend, rank, ranks, {round}, salt);
       Exchange<B, float> inner(backend, half.rank(), half.size(), {4}, salt);

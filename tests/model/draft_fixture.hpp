@@ -100,11 +100,12 @@ struct DraftProblem {
     return forward(saved, doutput).numerator;
   }
   /// Adds the gradient of the loss's numerator to `gradients`.
-  dflash::LossResult step(dflash::Gradients<B>& gradients) {
+  template <class IsFinal = dflash::IgnoreBuckets>
+  dflash::LossResult step(dflash::Gradients<B>& gradients, const IsFinal& is_final = {}) {
     typename Model::Saved saved;
     dflash::Tensor<B, T, 2> doutput;
     const auto loss = forward(saved, doutput);
-    model.backward(weights, batch, saved, doutput.view(), gradients);
+    model.backward(weights, batch, saved, doutput.view(), gradients, is_final);
     return loss;
   }
   std::vector<T> output() {

@@ -54,6 +54,28 @@ TEST_CASE("DraftModel's backward adds to gradients that are not zero") {
     CHECK(twice.flat().data[i] == doctest::Approx(2 * once.flat().data[i]).epsilon(1e-12));
 }
 
+TEST_CASE("Backward tells when a bucket is final: nothing is added to it afterwards") {
+  const auto config = small_config(true, true);
+  DraftProblem<double> p(config, random_samples(config, {11, 8}, 2), 5);
+  auto gradients = zero_gradients(p.cpu, config);
+  const auto buckets = gradient_buckets(config, 2);
+  std::vector<std::vector<double>> seen;
+  p.step(gradients, [&](index_t i) {
+    REQUIRE(i == index_t(seen.size()));
+    const auto final = gradients.flat().rows(buckets.at(std::size_t(i)));
+    seen.emplace_back(final.data, final.data + final.size());
+  });
+  REQUIRE(seen.size() == buckets.size());
+  index_t end = gradients.flat().size();
+  for (std::size_t i = 0; i < buckets.size(); ++i) {
+    CHECK(buckets[i].end == end);
+    end = buckets[i].begin;
+    CHECK(std::equal(seen[i].begin(), seen[i].end(), gradients.flat().data + buckets[i].begin));
+  }
+  CHECK(end == 0);
+  CHECK(gradient_buckets(config, 1).size() == 1);
+}
+
 TEST_CASE("Nothing behind an anchor reaches its block: not one bit moves") {
   const auto config = small_config(false, true);
   DraftProblem<float> p(config, random_samples(config, {21, 17}, 4), 6);

@@ -49,7 +49,8 @@ Run train_on(C world, const dflash::DraftConfig& config,
   DraftModel model(block, config);
   auto weights = random_parameters(cpu, config, 3), gradients = zero_gradients(cpu, config);
   ShardedAdamW optimizer(cpu, group.world(), weights.flat(), weights.slots(),
-                         {.decay = 0.1, .max_grad_norm = 0.7});
+                         {.decay = 0.1, .max_grad_norm = 0.7},
+                         gradient_buckets(config, group.world().size()));
   SampleOrder order(index_t(memory.size()), 1);
   const index_t batch_size = 6 / layout.accumulation;
   for (index_t step = 0; step < 5; ++step) {
@@ -67,8 +68,11 @@ Run train_on(C world, const dflash::DraftConfig& config,
       }
       if (disturb) disturb(group.world().rank(), step * layout.accumulation + micro);
       const auto batch = shard(cpu, group, samples, blocks, *config.mask_token);
+      const auto is_final = [&](index_t bucket) {
+        if (micro + 1 == layout.accumulation) optimizer.start(gradients.flat(), bucket);
+      };
       own += micro_step(model, group, target_group, embedding, head, batch, loss_options, weights,
-                        gradients);
+                        gradients, is_final);
     }
     const LossResult loss = sum_over_ranks(cpu, group.world(), own);
     const double norm =

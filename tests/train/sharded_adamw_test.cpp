@@ -79,6 +79,50 @@ TEST_CASE("Five steps on any replicas, layout and accumulation are those of one 
   check<float>(1e-5, 1e-4, {.gamma = 4});
 }
 
+TEST_CASE("Buckets that are sent while others are written add up to the bits of one sum") {
+  using B = CpuBackend<float>;
+  const index_t n = 61;
+  const std::vector<ParameterSlot> slots{{"a", {20}, 0, 20}, {"b", {41}, 20, 41}};
+  const auto weights_after = [&](int ranks, std::vector<Range> buckets, index_t started) {
+    std::vector<float> weights;
+    ThreadCommunicator::run(ranks, [&](ThreadCommunicator world) {
+      B cpu;
+      Tensor<B, float, 1> gradient(cpu, {n}), own(cpu, {n});
+      fill(cpu, own.view(), 0.5f);
+      ShardedAdamW optimizer(cpu, world, own.view(), slots, {.max_grad_norm = 0}, buckets);
+      for (std::uint64_t step = 0; step < 3; ++step) {
+        const Random random(step, std::uint64_t(world.rank()));
+        for (index_t i = n; i-- > 0;) {
+          gradient.view()(i) = float(random.normal(std::uint64_t(i)));
+          for (index_t b = 0; b < started; ++b)
+            if (buckets[std::size_t(b)].begin == i) optimizer.start(gradient.view(), b);
+        }
+        optimizer.step(own.view(), gradient.view(), 0.01, 2.0);
+      }
+      if (world.rank() == 1) weights.assign(own.view().data, own.view().data + n);
+    });
+    return weights;
+  };
+  for (const int ranks : {2, 3, 5}) {
+    CAPTURE(ranks);
+    const auto expected = weights_after(ranks, {}, 0);
+    for (const index_t started : {0, 1, 3})
+      CHECK(weights_after(ranks, {{40, 61}, {38, 40}, {0, 38}}, started) == expected);
+  }
+}
+
+TEST_CASE("A bucket is started once in a step") {
+  ThreadCommunicator::run(2, [](ThreadCommunicator world) {
+    CpuBackend<float> cpu;
+    Tensor<CpuBackend<float>, float, 1> gradient(cpu, {9}), own(cpu, {9});
+    fill(cpu, own.view(), 0.5f), fill(cpu, gradient.view(), 1.0f);
+    ShardedAdamW optimizer(cpu, world, own.view(), {{"a", {9}, 0, 9}}, {}, {{4, 9}, {0, 4}});
+    optimizer.start(gradient.view(), 0);
+    CHECK_THROWS_WITH_AS(optimizer.start(gradient.view(), 0), doctest::Contains("twice"), Error);
+    optimizer.step(own.view(), gradient.view(), 0.1, 1.0);
+  });
+}
+
 TEST_CASE("A rank that throws or stalls at a random moment ends the job, which names it") {
   const auto config = small_config(true, true);
   const auto memory = random_samples(config, {23, 5, 90, 17, 2, 41, 12, 8, 70}, 4);

@@ -66,7 +66,8 @@ void step_on_ranks(const TrainingPlan& plan, const std::vector<MemorySample>& me
     take();
     auto gradients = zero_gradients(cpu, config);
     take();
-    ShardedAdamW optimizer(cpu, group.world(), weights.flat(), weights.slots());
+    ShardedAdamW optimizer(cpu, group.world(), weights.flat(), weights.slots(), {},
+                           gradient_buckets(config, plan.ranks()));
     take();
     {
       const auto batch = shard(cpu, group, samples, blocks, *config.mask_token);
@@ -85,7 +86,11 @@ void step_on_ranks(const TrainingPlan& plan, const std::vector<MemorySample>& me
     LossResult own(config.block_size);
     for (index_t micro = 0; micro < plan.micro_steps; ++micro) {
       const auto batch = shard(cpu, group, samples, blocks, *config.mask_token);
-      own += micro_step(model, group, target_group, ends, ends, batch, {}, weights, gradients);
+      const auto is_final = [&](index_t bucket) {
+        if (micro + 1 == plan.micro_steps) optimizer.start(gradients.flat(), bucket);
+      };
+      own += micro_step(model, group, target_group, ends, ends, batch, {}, weights, gradients,
+                        is_final);
     }
     const LossResult loss = sum_over_ranks(cpu, group.world(), own);
     optimizer.step(weights.flat(), gradients.flat(), 1e-3, loss.denominator);

@@ -38,13 +38,14 @@ concept CommunicatorFor = Communicator<C> && Backend<B> &&
              std::span<const index_t> counts, int root) {
   // Block p of in goes to rank p, block p of out comes from rank p: (in, counts, out, counts).
   comm.all_to_all(backend, in, counts, out, counts);
-  // The same, done once wait() returns; until then in stays as it is and out is not looked at.
-  // Ranks start and wait in the same order; other collectives may lie between. Destroyed without
-  // wait(), it waits, or withdraws if an exception is passing.
-  comm.start_all_to_all(backend, in, counts, out, counts).wait();
   comm.all_reduce_sum(backend, total);  // total = sum over ranks, the same bits on every rank
   // total = sum over ranks of part rank() of their parts; may be just that part of parts.
   comm.reduce_scatter_sum(backend, parts, counts, total);
+  // The same, done once wait() returns; until then the input stays as it is and the output is not
+  // looked at. Ranks start and wait in the same order; other collectives may lie between. Destroyed
+  // without wait(), they wait, or withdraw if an exception is passing.
+  comm.start_all_to_all(backend, in, counts, out, counts).wait();
+  comm.start_reduce_scatter_sum(backend, parts, counts, total).wait();
   comm.all_gather(backend, in, counts, out);  // out = all in; in may be part rank() of out
   comm.broadcast(backend, out, root);         // out = the root's
 };
@@ -95,6 +96,13 @@ class SingleProcess {
     detail::check_reduce_scatter<T>(in, counts, out, 0, 1);
     traffic_.reduce_scatter_sum.add(0);
     if (in.data != out.data) backend.copy(in.data, out.data, in.size());
+  }
+  template <Backend B, class T>
+  requires std::is_arithmetic_v<T> Done start_reduce_scatter_sum(B& backend, In<T, 1> in,
+                                                                 std::span<const index_t> counts,
+                                                                 View<T, 1> out) {
+    reduce_scatter_sum(backend, in, counts, out);
+    return {};
   }
   template <Backend B, class T>
   void all_gather(B& backend, In<T, 1> in, std::span<const index_t> counts, View<T, 1> out) {

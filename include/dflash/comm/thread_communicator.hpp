@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "dflash/comm/communicator.hpp"
+#include "dflash/comm/pending_collective.hpp"
 #include "dflash/comm/thread_visit.hpp"
 
 namespace dflash {
@@ -21,62 +22,6 @@ namespace dflash {
 struct ThreadOptions {
   /// How long a rank waits for another before the job fails; zero: for ever.
   std::chrono::duration<double> time_out = std::chrono::minutes(10);
-};
-
-/// An all-to-all between threads that has started; see CommunicatorFor.
-class PendingThreadExchange {
- public:
-  PendingThreadExchange() = default;
-  PendingThreadExchange(detail::ThreadVisit visit, int rank, std::byte* out,
-                        std::vector<index_t> counts, index_t element_bytes)
-      : state_(new State{std::move(visit), rank, out, std::move(counts), element_bytes}) {}
-
-  /// Copies what the other ranks sent, and returns when they have copied what this one sent.
-  void wait() {
-    if (const auto state = std::move(state_)) state->wait();
-  }
-
- private:
-  struct State {
-    detail::ThreadVisit visit;
-    int rank;
-    std::byte* out;
-    std::vector<index_t> counts;
-    index_t element_bytes;
-    bool waited = false;
-    int exceptions = std::uncaught_exceptions();
-
-    ~State() {
-      if (waited || std::uncaught_exceptions() > exceptions) return;
-      try {
-        wait();
-      } catch (...) {  // the job has failed: the next collective says so
-      }
-    }
-
-    void wait() {
-      waited = true;
-      visit.open();
-      for (int step = 0; step < visit.size(); ++step)
-        copy((rank + step) % visit.size());  // not all from the same rank at once
-      visit.close();
-    }
-
-    void copy(int from) const {
-      const detail::Shown& theirs = visit.shown(from);
-      const index_t sent = theirs.counts[std::size_t(rank)] * theirs.element_bytes,
-                    expected = counts[std::size_t(from)] * element_bytes;
-      if (sent != expected)
-        throw Error("all_to_all: rank " + std::to_string(from) + " sends " + std::to_string(sent) +
-                    " bytes to rank " + std::to_string(rank) + ", which expects " +
-                    std::to_string(expected));
-      if (sent > 0)
-        std::memcpy(out + detail::offset_of(counts, from) * element_bytes,
-                    theirs.data + detail::offset_of(theirs.counts, rank) * element_bytes,
-                    std::size_t(sent));
-    }
-  };
-  std::unique_ptr<State> state_;
 };
 
 /// Ranks that are threads of one process: each shows the others where its memory lies, and they
@@ -146,14 +91,17 @@ class ThreadCommunicator {
   }
 
   template <HostBackend B, class T>
-  PendingThreadExchange start_all_to_all(B& backend, In<T, 1> in,
-                                         std::span<const index_t> send_counts, View<T, 1> out,
-                                         std::span<const index_t> receive_counts) {
+  PendingCollective start_all_to_all(B& backend, In<T, 1> in, std::span<const index_t> send_counts,
+                                     View<T, 1> out, std::span<const index_t> receive_counts) {
     detail::check_all_to_all<T>(in, send_counts, out, receive_counts, rank_, size());
     traffic_.all_to_all.add(index_t(sizeof(T)) * detail::sent_to_others(send_counts, rank_));
-    auto visit = show("all_to_all", backend, in, send_counts);
-    return {std::move(visit), rank_, bytes(out.data),
-            std::vector<index_t>(receive_counts.begin(), receive_counts.end()), sizeof(T)};
+    return PendingCollective([visit = show("all_to_all", backend, in, send_counts), out,
+                              counts = to_vector(receive_counts)]() mutable {
+      visit.open();
+      for (int step = 0; step < visit.size(); ++step)  // not all from the same rank at once
+        copy_block(visit, (visit.rank() + step) % visit.size(), counts, out);
+      visit.close();
+    });
   }
   template <HostBackend B, class T>
   void all_to_all(B& backend, In<T, 1> in, std::span<const index_t> send_counts, View<T, 1> out,
@@ -180,16 +128,23 @@ class ThreadCommunicator {
   }
 
   template <HostBackend B, class T>
+  requires std::is_arithmetic_v<T> PendingCollective start_reduce_scatter_sum(
+      B& backend, In<T, 1> in, std::span<const index_t> counts, View<T, 1> out) {
+    detail::check_reduce_scatter<T>(in, counts, out, rank_, size());
+    traffic_.reduce_scatter_sum.add(index_t(sizeof(T)) * detail::sent_to_others(counts, rank_));
+    return PendingCollective([visit = show("reduce_scatter_sum", backend, in, counts),
+                              counts = to_vector(counts), out]() mutable {
+      visit.open();
+      check_counts<T>(visit, "reduce_scatter_sum", counts);
+      add_up(visit, detail::offset_of(counts, visit.rank()), out);
+      visit.close();
+    });
+  }
+  template <HostBackend B, class T>
   requires std::is_arithmetic_v<T>
   void reduce_scatter_sum(B& backend, In<T, 1> in, std::span<const index_t> counts,
                           View<T, 1> out) {
-    detail::check_reduce_scatter<T>(in, counts, out, rank_, size());
-    traffic_.reduce_scatter_sum.add(index_t(sizeof(T)) * detail::sent_to_others(counts, rank_));
-    auto visit = show("reduce_scatter_sum", backend, in, counts);
-    visit.open();
-    check_counts<T>(visit, "reduce_scatter_sum", counts);
-    add_up(visit, detail::offset_of(counts, rank_), out);
-    visit.close();
+    start_reduce_scatter_sum(backend, in, counts, out).wait();
   }
 
   template <HostBackend B, class T>
@@ -250,40 +205,61 @@ class ThreadCommunicator {
     static_assert(std::is_trivially_copyable_v<T>);
     return reinterpret_cast<Byte*>(data);
   }
+  static std::vector<index_t> to_vector(std::span<const index_t> counts) {
+    return {counts.begin(), counts.end()};
+  }
   template <class T>
   index_t sent_by_gather(index_t elements) const {
     return elements * index_t(sizeof(T)) * (size() - 1);
   }
 
   template <class T>
-  void check_sizes(const detail::ThreadVisit& visit, const char* collective,
-                   index_t elements) const {
-    for (int r = 0; r < size(); ++r) {
+  static void check_sizes(const detail::ThreadVisit& visit, const char* collective,
+                          index_t elements) {
+    for (int r = 0; r < visit.size(); ++r) {
       const detail::Shown& theirs = visit.shown(r);
       if (theirs.elements != elements || theirs.element_bytes != index_t(sizeof(T)))
         throw Error(std::string(collective) + ": rank " + std::to_string(r) + " has " +
                     std::to_string(theirs.elements) + " elements of " +
-                    std::to_string(theirs.element_bytes) + " bytes, rank " + std::to_string(rank_) +
-                    " has " + std::to_string(elements) + " of " + std::to_string(sizeof(T)));
+                    std::to_string(theirs.element_bytes) + " bytes, rank " +
+                    std::to_string(visit.rank()) + " has " + std::to_string(elements) + " of " +
+                    std::to_string(sizeof(T)));
     }
   }
   template <class T>
-  void check_counts(const detail::ThreadVisit& visit, const char* collective,
-                    std::span<const index_t> counts) const {
-    for (int r = 0; r < size(); ++r) {
+  static void check_counts(const detail::ThreadVisit& visit, const char* collective,
+                           std::span<const index_t> counts) {
+    for (int r = 0; r < visit.size(); ++r) {
       const detail::Shown& theirs = visit.shown(r);
       if (!std::equal(counts.begin(), counts.end(), theirs.counts.begin()) ||
           theirs.element_bytes != index_t(sizeof(T)))
         throw Error(std::string(collective) + ": the counts or elements of ranks " +
-                    std::to_string(r) + " and " + std::to_string(rank_) + " differ");
+                    std::to_string(r) + " and " + std::to_string(visit.rank()) + " differ");
     }
   }
   template <class T>
-  void add_up(const detail::ThreadVisit& visit, index_t begin, View<T, 1> out) const {
+  static void add_up(const detail::ThreadVisit& visit, index_t begin, View<T, 1> out) {
     std::vector<const T*> sources;
-    for (int r = 0; r < size(); ++r)
+    for (int r = 0; r < visit.size(); ++r)
       sources.push_back(reinterpret_cast<const T*>(visit.shown(r).data) + begin);
     detail::sum_in_order<T>(sources, out.size(), out.data);
+  }
+  /// What a rank sends this one in an all-to-all, to its block of `out`.
+  template <class T>
+  static void copy_block(const detail::ThreadVisit& visit, int from,
+                         std::span<const index_t> counts, View<T, 1> out) {
+    const detail::Shown& theirs = visit.shown(from);
+    const index_t sent = theirs.counts[std::size_t(visit.rank())] * theirs.element_bytes,
+                  expected = counts[std::size_t(from)] * index_t(sizeof(T));
+    if (sent != expected)
+      throw Error("all_to_all: rank " + std::to_string(from) + " sends " + std::to_string(sent) +
+                  " bytes to rank " + std::to_string(visit.rank()) + ", which expects " +
+                  std::to_string(expected));
+    if (sent > 0)
+      std::memcpy(
+          out.data + detail::offset_of(counts, from),
+          theirs.data + detail::offset_of(theirs.counts, visit.rank()) * theirs.element_bytes,
+          std::size_t(sent));
   }
   /// Elements [begin, begin + n) of what the rank shows, to the same place of `out`.
   template <class T>

@@ -96,6 +96,7 @@ class ThreadVisit {
     over_ = true;
   }
 
+  int rank() const { return rank_; }
   int size() const { return int(team_->members.size()); }
   const Shown& shown(int rank) const { return meeting_->shown[std::size_t(rank)]; }
 

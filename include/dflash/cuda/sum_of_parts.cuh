@@ -3,7 +3,6 @@
 #include <algorithm>
 
 #include "dflash/core/tensor.hpp"
-#include "dflash/cuda/backend.hpp"
 #include "dflash/cuda/launch.cuh"
 
 namespace dflash {
@@ -23,14 +22,15 @@ __global__ void __launch_bounds__(256)
 
 }  // namespace cuda::detail
 
-/// sum = parts(0) + parts(1) + ..., added in this order.            parts (P, N)  sum (N)
-template <class T, class U>
-void sum_of_parts(CudaBackend<T>& backend, View<const U, 2> parts, View<U, 1> sum) {
+/// sum = parts(0) + parts(1) + ..., added in this order, in the order of the stream.
+///                                                                  parts (P, N)  sum (N)
+template <class U>
+void sum_of_parts(cudaStream_t stream, View<const U, 2> parts, View<U, 1> sum) {
   expects(parts.shape[1] == sum.shape[0] && parts.shape[0] > 0, "sum_of_parts: shapes differ");
   constexpr index_t threads = 256;
   const index_t blocks = std::min<index_t>((sum.size() + threads - 1) / threads, 1 << 16);
-  cuda::launch(backend.stream(), cuda::detail::sum_of_parts_kernel<U>, unsigned(blocks),
-               unsigned(threads), 0, parts.data, parts.shape[0], sum.size(), sum.data);
+  cuda::launch(stream, cuda::detail::sum_of_parts_kernel<U>, unsigned(blocks), unsigned(threads), 0,
+               parts.data, parts.shape[0], sum.size(), sum.data);
 }
 
 }  // namespace dflash

@@ -17,6 +17,11 @@ concept SharedEnds = requires(const M& target) {
   { target.lm_head() } -> std::convertible_to<View<const typename B::value_type, 2>>;
 };
 
+/// For those who do not look at gradients before backward is over.
+struct IgnoreBuckets {
+  void operator()(index_t) const {}
+};
+
 /// A DFlash draft model (arXiv:2602.06036): fused target features as context, blocks of an anchor
 /// and masks as queries, `layers` blocks, and a final norm. The target's head follows it.
 template <class Block>
@@ -88,18 +93,21 @@ class DraftModel {
     final_norm(weights, s.x.back().view(), s.output.view(), s.rstd);
   }
 
-  /// Adds to the gradients. doutput (N * K, H).
+  /// Adds to the gradients, and calls is_final(i) when it is done with bucket i of
+  /// gradient_buckets, in their order.                                       doutput (N * K, H)
+  template <class IsFinal = IgnoreBuckets>
   void backward(const Weights& weights, const Batch<B>& batch, Saved& s, In<T, 2> doutput,
-                Gradients<B>& gradients) const {
+                Gradients<B>& gradients, const IsFinal& is_final = {}) const {
     const auto& w = *weights;
     auto& g = *gradients;
     Matrix dy = zeros(s.output), dcontext = zeros(s.context);
     rms_norm_backward(backend(), s.x.back().view(), w.norm, s.rstd.view(), doutput, dy.view(),
                       g.norm);
     const auto end_context = [&](std::size_t i) {
-      if (i < w.layers.size())
-        block_.end_context(w.layers[i], geometry(batch, s, i), s.context_layers[i], g.layers[i],
-                           dcontext.view());
+      if (i >= w.layers.size()) return;
+      block_.end_context(w.layers[i], geometry(batch, s, i), s.context_layers[i], g.layers[i],
+                         dcontext.view());
+      is_final(index_t(w.layers.size() - 1 - i));
     };
     for (std::size_t i = w.layers.size(); i-- > 0;) {
       Matrix dx = zeros(s.x[i]);
@@ -113,6 +121,7 @@ class DraftModel {
     rms_norm_backward(backend(), s.fused.view(), w.hidden_norm, s.context_rstd.view(),
                       dcontext.view(), dfused.view(), g.hidden_norm);
     linear_backward_weight(backend(), dfused.view(), batch.features.view(), g.fc);
+    is_final(index_t(w.layers.size()));
   }
 
   /// context = hidden_norm(fc(features)): what all layers see of the target.

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -38,20 +39,52 @@ struct ParameterSlot {
   index_t offset = 0, size = 0;
 };
 
+/// The slots of all weights of a draft, in the flat order.
+inline std::vector<ParameterSlot> parameter_slots(const DraftConfig& config) {
+  DraftWeights<float> names;
+  names.layers.resize(std::size_t(config.layers));
+  std::vector<ParameterSlot> slots;
+  index_t total = 0;
+  DraftWeights<float>::fields(names, config, [&](std::string name, auto&, auto... extents) {
+    slots.push_back({std::move(name), {extents...}, total, (extents * ...)});
+    total += slots.back().size;
+  });
+  return slots;
+}
+
+/// Elements of all weights: L (2 H nh D + 2 H nkv D + 2 D + 3 H I + 2 H) + C H^2 + 2 H, and biases.
+inline index_t parameter_count(const DraftConfig& config) {
+  const ParameterSlot last = parameter_slots(config).back();
+  return last.offset + last.size;
+}
+
+/// Ranges of the flat buffer in the order in which backward completes them: each layer, from the
+/// last, which the final norm goes with; then what lies before the layers. One rank, which sends
+/// nothing, has one bucket.
+inline std::vector<Range> gradient_buckets(const DraftConfig& config, index_t ranks) {
+  const auto slots = parameter_slots(config);
+  std::vector<Range> buckets;
+  index_t end = slots.back().offset + slots.back().size;
+  for (index_t i = ranks > 1 ? config.layers : 0; i-- > 0;) {
+    const std::string layer = "layers." + std::to_string(i) + ".";
+    const auto first = std::find_if(slots.begin(), slots.end(), [&](const ParameterSlot& slot) {
+      return slot.name.starts_with(layer);
+    });
+    buckets.push_back({first->offset, end});
+    end = first->offset;
+  }
+  buckets.push_back({0, end});
+  return buckets;
+}
+
 /// The weights of a draft, or their gradients: one allocation, and named views into it.
 template <Backend B, class T = typename B::value_type>
 class Parameters {
  public:
   /// Uninitialised memory for every weight of the config.
-  Parameters(B& backend, const DraftConfig& config) {
+  Parameters(B& backend, const DraftConfig& config)
+      : flat_(backend, {parameter_count(config)}), slots_(parameter_slots(config)) {
     views_.layers.resize(static_cast<std::size_t>(config.layers));
-    index_t total = 0;
-    DraftWeights<T>::fields(views_, config, [&](std::string name, auto&, auto... extents) {
-      ParameterSlot slot{std::move(name), {extents...}, total, (extents * ...)};
-      total += slot.size;
-      slots_.push_back(std::move(slot));
-    });
-    flat_ = Tensor<B, T, 1>(backend, {total});
     T* next = flat_.view().data;
     DraftWeights<T>::fields(views_, config, [&](const std::string&, auto& view, auto... extents) {
       view = {next, {extents...}};

@@ -2,7 +2,6 @@
 
 #include <mpi.h>
 
-#include <algorithm>
 #include <cstring>
 #include <memory>
 #include <span>
@@ -12,26 +11,13 @@
 #include <vector>
 
 #include "dflash/comm/communicator.hpp"
+#include "dflash/comm/pending_collective.hpp"
 #include "dflash/mpi/exchange.hpp"
 #include "dflash/mpi/expects.hpp"
+#include "dflash/mpi/sum.hpp"
 #include "dflash/mpi/watchdog.hpp"
 
 namespace dflash {
-
-/// An all-to-all between MPI processes that has started; see CommunicatorFor.
-class PendingMpiExchange {
- public:
-  PendingMpiExchange() = default;
-  explicit PendingMpiExchange(std::unique_ptr<detail::MpiExchange> exchange)
-      : exchange_(std::move(exchange)) {}
-
-  void wait() {
-    if (const auto exchange = std::move(exchange_)) exchange->wait();
-  }
-
- private:
-  std::unique_ptr<detail::MpiExchange> exchange_;
-};
 
 /// Ranks that are MPI processes, moving host memory. MpiEnvironment makes the first one.
 class MpiCommunicator {
@@ -64,8 +50,8 @@ class MpiCommunicator {
   [[noreturn]] void abort(const std::string& why) { detail::fail_mpi_rank(why); }
 
   template <HostBackend B, class T>
-  PendingMpiExchange start_all_to_all(B& backend, In<T, 1> in, std::span<const index_t> send_counts,
-                                      View<T, 1> out, std::span<const index_t> receive_counts) {
+  PendingCollective start_all_to_all(B& backend, In<T, 1> in, std::span<const index_t> send_counts,
+                                     View<T, 1> out, std::span<const index_t> receive_counts) {
     detail::check_all_to_all<T>(in, send_counts, out, receive_counts, rank(), size());
     traffic_.all_to_all.add(bytes<T>(detail::sent_to_others(send_counts, rank())));
     begin();
@@ -76,7 +62,7 @@ class MpiCommunicator {
     for (int step = 1; step < size(); ++step) send(*exchange, in.data, send_counts, right(step));
     copy(in.data + detail::offset_of(send_counts, rank()), send_counts[std::size_t(rank())],
          out.data + detail::offset_of(receive_counts, rank()));
-    return PendingMpiExchange(std::move(exchange));
+    return PendingCollective([exchange = std::move(exchange)] { exchange->wait(); });
   }
   template <HostBackend B, class T>
   void all_to_all(B& backend, In<T, 1> in, std::span<const index_t> send_counts, View<T, 1> out,
@@ -93,18 +79,25 @@ class MpiCommunicator {
         bytes<T>(detail::sent_to_others(counts, rank()) + own * (size() - 1)));
     begin();
     T* slice = data.data + detail::offset_of(counts, rank());
-    add_up<T>(backend, "all_reduce_sum", data.data, counts, slice);
+    detail::MpiSum<T, B>(backend, group_, "all_reduce_sum", data.data, counts, slice).finish();
     gather<T>("all_reduce_sum", slice, counts, data.data);
   }
 
   template <HostBackend B, class T>
-  requires std::is_arithmetic_v<T>
-  void reduce_scatter_sum(B& backend, In<T, 1> in, std::span<const index_t> counts,
-                          View<T, 1> out) {
+  requires std::is_arithmetic_v<T> PendingCollective start_reduce_scatter_sum(
+      B& backend, In<T, 1> in, std::span<const index_t> counts, View<T, 1> out) {
     detail::check_reduce_scatter<T>(in, counts, out, rank(), size());
     traffic_.reduce_scatter_sum.add(bytes<T>(detail::sent_to_others(counts, rank())));
     begin();
-    add_up<T>(backend, "reduce_scatter_sum", in.data, counts, out.data);
+    auto sum = std::make_unique<detail::MpiSum<T, B>>(backend, group_, "reduce_scatter_sum",
+                                                      in.data, counts, out.data);
+    return PendingCollective([sum = std::move(sum)] { sum->finish(); });
+  }
+  template <HostBackend B, class T>
+  requires std::is_arithmetic_v<T>
+  void reduce_scatter_sum(B& backend, In<T, 1> in, std::span<const index_t> counts,
+                          View<T, 1> out) {
+    start_reduce_scatter_sum(backend, in, counts, out).wait();
   }
 
   template <HostBackend B, class T>
@@ -166,40 +159,6 @@ class MpiCommunicator {
                    int peer) {
     exchange.send(raw(in + detail::offset_of(counts, peer)), bytes<T>(counts[std::size_t(peer)]),
                   peer);
-  }
-
-  /// out = sum over ranks of this rank's part. In rounds, so that what is received at a time is
-  /// bounded.
-  template <class T, HostBackend B>
-  void add_up(B& backend, const char* collective, const T* in, std::span<const index_t> counts,
-              T* out) {
-    backend.synchronize();
-    const index_t most = *std::max_element(counts.begin(), counts.end());
-    const index_t own = counts[std::size_t(rank())], begin_own = detail::offset_of(counts, rank());
-    const index_t segment =
-        std::max<index_t>(1, group_->limits.scratch_bytes / bytes<T>(std::max(1, size() - 1)));
-    const index_t room = std::min(segment, own);
-    auto scratch = backend.template allocate<T>(room * (size() - 1));
-    std::vector<const T*> sources(std::size_t(size()), nullptr);
-    for (index_t begin = 0; begin < most; begin += segment) {
-      const auto now = [&](index_t count) {
-        return std::clamp<index_t>(count - begin, 0, segment);
-      };
-      detail::MpiExchange exchange(group_, collective);
-      for (int step = 1; step < size(); ++step) {
-        T* place = scratch.data() + room * (step - 1);
-        sources[std::size_t(left(step))] = place;
-        exchange.receive(raw(place), bytes<T>(now(own)), left(step));
-      }
-      for (int step = 1; step < size(); ++step) {
-        const int to = right(step);
-        exchange.send(raw(in + detail::offset_of(counts, to) + begin),
-                      bytes<T>(now(counts[std::size_t(to)])), to);
-      }
-      exchange.wait();
-      sources[std::size_t(rank())] = in + begin_own + begin;
-      if (now(own) > 0) detail::sum_in_order<T>(sources, now(own), out + begin);
-    }
   }
 
   template <class T>

@@ -29,31 +29,35 @@ concept StreamBackend = Backend<B> && requires(const B& b) {
   { b.stream() } -> std::same_as<cudaStream_t>;
 };
 
-/// An all-to-all that has started on NCCL's stream; see CommunicatorFor.
-class PendingNcclExchange {
+/// A collective that has started on NCCL's stream; see CommunicatorFor.
+class PendingNcclCollective {
  public:
-  PendingNcclExchange() = default;
-  PendingNcclExchange(cudaStream_t stream, std::shared_ptr<detail::CudaMark> done)
-      : stream_(stream), done_(std::move(done)) {}
-  PendingNcclExchange(PendingNcclExchange&& o) noexcept = default;
-  PendingNcclExchange& operator=(PendingNcclExchange&& o) {
+  PendingNcclCollective() = default;
+  /// `memory` is what the collective uses besides its arguments.
+  PendingNcclCollective(cudaStream_t stream, std::shared_ptr<detail::CudaMark> done,
+                        std::shared_ptr<const void> memory = {})
+      : stream_(stream), done_(std::move(done)), memory_(std::move(memory)) {}
+  PendingNcclCollective(PendingNcclCollective&& o) noexcept = default;
+  PendingNcclCollective& operator=(PendingNcclCollective&& o) {
     wait();
-    stream_ = o.stream_, done_ = std::move(o.done_);
+    stream_ = o.stream_, done_ = std::move(o.done_), memory_ = std::move(o.memory_);
     return *this;
   }
-  ~PendingNcclExchange() {
+  ~PendingNcclCollective() {
     if (done_ != nullptr) cudaStreamWaitEvent(stream_, done_->get(), 0);
   }
 
-  /// What the backend does from now on comes after the exchange. The host goes on.
+  /// What the backend does from now on comes after the collective. The host goes on.
   void wait() {
     if (const auto done = std::move(done_))
-      cuda_expects(cudaStreamWaitEvent(stream_, done->get(), 0), "all_to_all");
+      cuda_expects(cudaStreamWaitEvent(stream_, done->get(), 0), "a collective");
+    memory_.reset();  // to be used again in the order of the backend's stream
   }
 
  private:
   cudaStream_t stream_ = nullptr;
   std::shared_ptr<detail::CudaMark> done_;
+  std::shared_ptr<const void> memory_;
 };
 
 struct NcclOptions {
@@ -115,24 +119,16 @@ class NcclCommunicator {
   }
 
   template <StreamBackend B, class T>
-  PendingNcclExchange start_all_to_all(B& backend, In<T, 1> in,
-                                       std::span<const index_t> send_counts, View<T, 1> out,
-                                       std::span<const index_t> receive_counts) {
+  PendingNcclCollective start_all_to_all(B& backend, In<T, 1> in,
+                                         std::span<const index_t> send_counts, View<T, 1> out,
+                                         std::span<const index_t> receive_counts) {
     detail::check_all_to_all<T>(in, send_counts, out, receive_counts, rank(), size());
     traffic_.all_to_all.add(bytes<T>(detail::sent_to_others(send_counts, rank())));
     begin();
     follow(backend);
-    const auto me = std::size_t(rank());
-    copy(in.data + detail::offset_of(send_counts, rank()), send_counts[me],
-         out.data + detail::offset_of(receive_counts, rank()));
-    group_->together("all_to_all", [&] {
-      for (int step = 1; step < size(); ++step) {
-        const int to = (rank() + step) % size(), from = (rank() - step + size()) % size();
-        send(in.data + detail::offset_of(send_counts, to), send_counts[std::size_t(to)], to);
-        receive(out.data + detail::offset_of(receive_counts, from),
-                receive_counts[std::size_t(from)], from);
-      }
-    });
+    exchange<T>(
+        "all_to_all", [&](int to) { return block(in, send_counts, to); },
+        [&](int from) { return block(out, receive_counts, from); });
     return {backend.stream(), mark("all_to_all")};
   }
   template <StreamBackend B, class T>
@@ -145,23 +141,29 @@ class NcclCommunicator {
   requires std::is_arithmetic_v<T>
   void all_reduce_sum(B& backend, View<T, 1> data) {
     const auto counts = detail::even_counts(data.size(), size());
-    const index_t own = counts[std::size_t(rank())];
+    const View<T, 1> own = block(data, counts, rank());
     traffic_.all_reduce_sum.add(
-        bytes<T>(detail::sent_to_others(counts, rank()) + own * (size() - 1)));
+        bytes<T>(detail::sent_to_others(counts, rank()) + own.size() * (size() - 1)));
     begin();
-    T* const slice = data.data + detail::offset_of(counts, rank());
-    add_up<T>(backend, "all_reduce_sum", data.data, counts, slice);
-    gather<T>(backend, "all_reduce_sum", slice, counts, data.data);
+    const auto scratch = add_up<T>(backend, "all_reduce_sum", data, counts, own);
+    gather<T>("all_reduce_sum", own, counts, data);
+    lead(backend, "all_reduce_sum");
   }
 
+  template <StreamBackend B, class T>
+  requires std::is_arithmetic_v<T> PendingNcclCollective start_reduce_scatter_sum(
+      B& backend, In<T, 1> in, std::span<const index_t> counts, View<T, 1> out) {
+    detail::check_reduce_scatter<T>(in, counts, out, rank(), size());
+    traffic_.reduce_scatter_sum.add(bytes<T>(detail::sent_to_others(counts, rank())));
+    begin();
+    auto scratch = add_up<T>(backend, "reduce_scatter_sum", in, counts, out);
+    return {backend.stream(), mark("reduce_scatter_sum"), std::move(scratch)};
+  }
   template <StreamBackend B, class T>
   requires std::is_arithmetic_v<T>
   void reduce_scatter_sum(B& backend, In<T, 1> in, std::span<const index_t> counts,
                           View<T, 1> out) {
-    detail::check_reduce_scatter<T>(in, counts, out, rank(), size());
-    traffic_.reduce_scatter_sum.add(bytes<T>(detail::sent_to_others(counts, rank())));
-    begin();
-    add_up<T>(backend, "reduce_scatter_sum", in.data, counts, out.data);
+    start_reduce_scatter_sum(backend, in, counts, out).wait();
   }
 
   template <StreamBackend B, class T>
@@ -169,7 +171,9 @@ class NcclCommunicator {
     detail::check_all_gather<T>(in, counts, out, rank(), size());
     traffic_.all_gather.add(bytes<T>(in.size() * (size() - 1)));
     begin();
-    gather<T>(backend, "all_gather", in.data, counts, out.data);
+    follow(backend);
+    gather<T>("all_gather", in, counts, out);
+    lead(backend, "all_gather");
   }
 
   template <StreamBackend B, class T>
@@ -179,9 +183,9 @@ class NcclCommunicator {
     begin();
     follow(backend);
     group_->together("broadcast", [&] {
-      if (rank() != root) return receive(data.data, data.size(), root);
+      if (rank() != root) return receive(data, root);
       for (int peer = 0; peer < size(); ++peer)
-        if (peer != root) send(data.data, data.size(), peer);
+        if (peer != root) send<T>(data, peer);
     });
     lead(backend, "broadcast");
   }
@@ -231,74 +235,79 @@ class NcclCommunicator {
   /// The backend goes on after what NCCL's stream has been given so far.
   template <class B>
   void lead(B& backend, const char* collective) {
-    PendingNcclExchange(backend.stream(), mark(collective)).wait();
+    PendingNcclCollective(backend.stream(), mark(collective)).wait();
   }
 
   template <class T>
-  void copy(const T* from, index_t n, T* to) {
-    if (n > 0 && from != to)
-      cuda_expects(cudaMemcpyAsync(to, from, std::size_t(bytes<T>(n)), cudaMemcpyDeviceToDevice,
-                                   group_->stream()),
-                   "a collective");
+  static View<T, 1> block(View<T, 1> all, std::span<const index_t> counts, int peer) {
+    const index_t begin = detail::offset_of(counts, peer);
+    return all.rows({begin, begin + counts[std::size_t(peer)]});
   }
   template <class T>
-  void send(const T* from, index_t n, int peer) {
-    if (n > 0)
-      nccl_expects(ncclSend(from, std::size_t(bytes<T>(n)), ncclUint8, peer, group_->comm(),
-                            group_->stream()),
+  void send(In<T, 1> from, int peer) {
+    if (from.size() > 0)
+      nccl_expects(ncclSend(from.data, std::size_t(bytes<T>(from.size())), ncclUint8, peer,
+                            group_->comm(), group_->stream()),
                    "ncclSend");
   }
   template <class T>
-  void receive(T* to, index_t n, int peer) {
-    if (n > 0)
-      nccl_expects(
-          ncclRecv(to, std::size_t(bytes<T>(n)), ncclUint8, peer, group_->comm(), group_->stream()),
-          "ncclRecv");
+  void receive(View<T, 1> to, int peer) {
+    if (to.size() > 0)
+      nccl_expects(ncclRecv(to.data, std::size_t(bytes<T>(to.size())), ncclUint8, peer,
+                            group_->comm(), group_->stream()),
+                   "ncclRecv");
   }
 
-  /// out = sum over ranks of this rank's part. In rounds, so that what is received at a time is
-  /// bounded.
-  template <class T, StreamBackend B>
-  void add_up(B& backend, const char* collective, const T* in, std::span<const index_t> counts,
-              T* out) {
-    const index_t most = *std::max_element(counts.begin(), counts.end());
-    const index_t own = counts[std::size_t(rank())], begin_own = detail::offset_of(counts, rank());
-    const index_t segment = std::max<index_t>(1, options_.scratch_bytes / bytes<T>(size()));
-    Tensor<B, T, 1> scratch(backend, {std::min(segment, own) * size()});
-    for (index_t begin = 0; begin < most; begin += segment) {
-      const auto now = [&](index_t count) {
-        return std::clamp<index_t>(count - begin, 0, segment);
-      };
-      const View<T, 2> parts{scratch.view().data, {size(), now(own)}};
-      follow(backend);
-      copy(in + begin_own + begin, now(own), parts.rows({rank(), rank() + 1}).data);
-      group_->together(collective, [&] {
-        for (int step = 1; step < size(); ++step) {
-          const int to = (rank() + step) % size(), from = (rank() - step + size()) % size();
-          send(in + detail::offset_of(counts, to) + begin, now(counts[std::size_t(to)]), to);
-          receive(parts.rows({from, from + 1}).data, now(own), from);
-        }
-      });
-      lead(backend, collective);
-      if (now(own) > 0)
-        sum_of_parts(backend, View<const T, 2>(parts), View<T, 1>{out + begin, {now(own)}});
-    }
-  }
-
-  template <class T, StreamBackend B>
-  void gather(B& backend, const char* collective, const T* in, std::span<const index_t> counts,
-              T* out) {
-    const index_t own = counts[std::size_t(rank())];
-    follow(backend);
-    copy(in, own, out + detail::offset_of(counts, rank()));
+  /// On NCCL's stream: outgoing(p) goes to each rank p, incoming(p) comes from it; what a rank
+  /// sends to itself is copied, unless it is there already.
+  template <class T, class Outgoing, class Incoming>
+  void exchange(const char* collective, Outgoing&& outgoing, Incoming&& incoming) {
+    const In<T, 1> from = outgoing(rank());
+    if (const View<T, 1> to = incoming(rank()); from.size() > 0 && from.data != to.data)
+      cuda_expects(cudaMemcpyAsync(to.data, from.data, std::size_t(bytes<T>(from.size())),
+                                   cudaMemcpyDeviceToDevice, group_->stream()),
+                   collective);
     group_->together(collective, [&] {
       for (int step = 1; step < size(); ++step) {
         const int to = (rank() + step) % size(), from = (rank() - step + size()) % size();
-        send(in, own, to);
-        receive(out + detail::offset_of(counts, from), counts[std::size_t(from)], from);
+        send<T>(outgoing(to), to);
+        receive<T>(incoming(from), from);
       }
     });
-    lead(backend, collective);
+  }
+
+  /// On NCCL's stream: out = sum over ranks of this rank's part. In rounds, so that what is
+  /// received at a time is bounded. Returns the memory that they use.
+  template <class T, StreamBackend B>
+  std::shared_ptr<const void> add_up(B& backend, const char* collective, In<T, 1> in,
+                                     std::span<const index_t> counts, View<T, 1> out) {
+    const index_t most = *std::max_element(counts.begin(), counts.end());
+    const index_t segment = std::max<index_t>(1, options_.scratch_bytes / bytes<T>(size()));
+    auto scratch = std::make_shared<typename B::template Buffer<T>>(
+        backend.template allocate<T>(std::min(segment, out.size()) * size()));
+    follow(backend);
+    for (index_t begin = 0; begin < most; begin += segment) {
+      const auto now = [&](auto part) {
+        return part.rows({std::min(begin, part.size()), std::min(begin + segment, part.size())});
+      };
+      const View<T, 1> sum = now(out);
+      const View<T, 2> parts{scratch->data(), {size(), sum.size()}};
+      exchange<T>(
+          collective, [&](int to) { return now(block(in, counts, to)); },
+          [&](int from) {
+            return reshape<1>(parts.rows({from, from + 1}), {sum.size()});
+          });
+      if (sum.size() > 0) sum_of_parts(group_->stream(), View<const T, 2>(parts), sum);
+    }
+    return scratch;
+  }
+
+  /// On NCCL's stream: out = all ranks' `own`.
+  template <class T>
+  void gather(const char* collective, In<T, 1> own, std::span<const index_t> counts,
+              View<T, 1> out) {
+    exchange<T>(
+        collective, [&](int) { return own; }, [&](int from) { return block(out, counts, from); });
   }
 
   H host_;

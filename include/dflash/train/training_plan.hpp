@@ -51,21 +51,14 @@ struct TrainingPlan {
             blocks_total()};
   }
 
-  /// Elements of all weights: L (2 H nh d + 2 H nkv d + 2 d + 3 H I + 2 H) + C H^2 + 2 H, biases
-  /// besides.
-  index_t parameters() const {
-    DraftWeights<float> names;
-    names.layers.resize(std::size_t(config.layers));
-    index_t total = 0;
-    DraftWeights<float>::fields(names, config, [&](const std::string&, auto&, auto... extents) {
-      total += (extents * ...);
-    });
-    return total;
-  }
+  index_t parameters() const { return parameter_count(config); }
 
   /// Memory of a rank, by kind.
   std::vector<Item> memory(index_t rank = 0) const {
-    const index_t n = parameters(), slice = even_cut(n, ranks(), rank).size();
+    const index_t n = parameters();
+    index_t slice = 0;  // of each bucket
+    for (const Range& bucket : gradient_buckets(config, ranks()))
+      slice += even_cut(bucket.size(), ranks(), rank).size();
     const index_t masters = bytes.value < bytes.sum ? 1 : 0;
     const index_t vocabulary = share(rank).of(config.vocabulary).size();
     std::vector<Item> items{{"weights", n * bytes.value},
@@ -100,10 +93,12 @@ struct TrainingPlan {
   }
   Traffic world_traffic(index_t rank) const {
     const Share all{ranks(), rank};
-    const index_t n = parameters(), own = all.of(n).size();
     Traffic t;
-    t.reduce_scatter_sum.add(reduce_scatter_bytes(n, own, bytes.sum));
-    t.all_gather.add(all_gather_bytes(all, own, bytes.value));
+    for (const Range& bucket : gradient_buckets(config, ranks())) {
+      const index_t own = all.of(bucket.size()).size();
+      t.reduce_scatter_sum.add(reduce_scatter_bytes(bucket.size(), own, bytes.sum));
+      t.all_gather.add(all_gather_bytes(all, own, bytes.value));
+    }
     // The loss, its counts and the squared norm, in double.
     t.all_reduce_sum.add(all_reduce_bytes(all, 5 + 2 * config.block_size, 8));
     t.all_reduce_sum.add(all_reduce_bytes(all, 1, 8));
