@@ -5,6 +5,7 @@
 // that was interrupted goes on where it stopped when the same command runs again.
 
 #include <cmath>
+#include <future>
 #include <iostream>
 
 #include "device.hpp"
@@ -48,8 +49,9 @@ struct Options {
     app.add_option("--batch-size", batch_size, "samples that pass the target together")
         ->capture_default_str()
         ->check(CLI::PositiveNumber);
-    app.add_option("--dtype", dtype, "of the stored states: target, bf16 or f32")
-        ->check(CLI::IsMember({"target", "bf16", "f32"}))
+    app.add_option("--dtype", dtype,
+                   "of the stored states: target, bf16, f32 or f8_e4m3 (a scale per row)")
+        ->check(CLI::IsMember({"target", "bf16", "f32", "f8_e4m3"}))
         ->capture_default_str();
     app.add_option("--shard-size", shard_mib, "MiB of a shard")
         ->capture_default_str()
@@ -65,6 +67,7 @@ struct Options {
   }
 
   DType stored_dtype(const TargetConfig& config) const {
+    if (dtype == "f8_e4m3") return DType::f8_e4m3;
     if (dtype == "f32" || (dtype == "target" && config.dtype == "float32")) return DType::f32;
     return DType::bf16;
   }
@@ -111,6 +114,7 @@ class Capture {
     else if (store && done_ > 0)
       std::printf("continuing behind %td samples\n", done_);
     if (missing.empty()) return;
+    start_ = seconds_now();
     progress_.emplace(std::cout, is_terminal(stdout), "samples", plan_->size(), done_);
     const TargetModel target(*backend_, group_, options_->target, options_->storage);
 
@@ -122,9 +126,11 @@ class Capture {
       world_.barrier();
       if (!store) continue;
       store->update();
-      for (std::size_t i = first; i < std::min(turns.size(), first + groups); ++i)
+      for (std::size_t i = first; i < std::min(turns.size(), first + groups); ++i) {
         done_ += samples_of(turns[i]);
-      progress_->show(done_);
+        captured_rows_ += rows_of(turns[i]);
+      }
+      show(done_, captured_rows_);
     }
     if (store) progress_->finish();
   }
@@ -153,17 +159,28 @@ class Capture {
     return samples;
   }
 
-  /// Enough for whole packs, but so few that all groups come to an end together.
-  index_t turn_rows(const std::vector<index_t>& missing) const {
+  index_t rows_of(const std::vector<index_t>& shards) const {
     index_t rows = 0;
-    for (const index_t shard : missing) rows += plan_->shard(shard).rows;
-    return std::min(2 * pack_tokens, rows / (4 * group_.groups()));
+    for (const index_t shard : shards) rows += plan_->shard(shard).rows;
+    return rows;
   }
 
-  void write(const TargetModel<B, C>& target, const std::vector<index_t>& shards, bool show) {
+  void show(index_t samples, index_t rows) {
+    const double seconds = std::max(seconds_now() - start_, 1e-9);
+    progress_->show(samples, rate_text(double(rows) / seconds) + " tokens/s");
+  }
+
+  /// Enough for whole packs, but so few that all groups come to an end together.
+  index_t turn_rows(const std::vector<index_t>& missing) const {
+    return std::min(2 * pack_tokens, rows_of(missing) / (4 * group_.groups()));
+  }
+
+  /// While a pack is written the next one passes the target.
+  void write(const TargetModel<B, C>& target, const std::vector<index_t>& shards, bool first) {
     std::optional<ShardWriter> writer;
     if (group_.rank() == 0) writer.emplace(options_->output, *plan_, shards);
-    index_t here = 0;
+    std::future<void> written;  // waits when it goes, before the writer does
+    index_t here = 0, here_rows = 0;
     for (const Range range : plan_->samples(shards))
       for (Range pack{range.begin, range.begin}; pack.end < range.end;) {
         pack = examples::next_pack(*samples_, {pack.end, range.end}, options_->batch_size,
@@ -171,35 +188,51 @@ class Capture {
         const std::span samples(samples_->data() + pack.begin, std::size_t(pack.size()));
         const auto captured =
             examples::capture(target, samples, *layers_, options_->model_type == "eagle3");
-        if (writer) write_pack(*writer, samples, captured);
+        if (writer) {
+          auto features = on_host(captured.output.features),
+               last_hidden = on_host(captured.output.last_hidden);
+          if (written.valid()) written.get();
+          written = std::async(std::launch::async,
+                               [this, &writer = *writer, samples, features = std::move(features),
+                                last_hidden = std::move(last_hidden)] {
+                                 write_pack(writer, samples, features, last_hidden);
+                               });
+        }
         here += pack.size();
-        if (show && done_ + here < plan_->size()) progress_->show(done_ + here);
+        here_rows += captured.offsets.back();
+        if (first && done_ + here < plan_->size()) show(done_ + here, captured_rows_ + here_rows);
       }
+    if (written.valid()) written.get();
   }
 
-  void write_pack(ShardWriter& writer, std::span<const TokenizedSample> samples,
-                  const examples::CapturedPack<B>& captured) const {
-    for (std::size_t i = 0; i < samples.size(); ++i) {
-      const Range rows{captured.offsets[i], captured.offsets[i + 1]};
-      const auto host = [&](In<B::value_type, 2> there) {
-        return host_copy(*backend_, there.rows(rows));
-      };
-      const std::vector<float> features = host(captured.output.features.view());
-      if (!std::all_of(features.begin(), features.end(), [](float x) { return std::isfinite(x); }))
-        throw Error("the target gives hidden states that are not finite for sample " +
-                    samples[i].id);
-      if (options_->model_type == "eagle3")
-        writer.write(
-            samples[i], matrix(features, captured.output.features, rows),
-            matrix(host(captured.output.last_hidden.view()), captured.output.last_hidden, rows));
-      else
-        writer.write(samples[i], matrix(features, captured.output.features, rows));
+  using T = B::value_type;
+  struct HostRows {
+    std::vector<T> values;
+    index_t width;
+
+    View<const T, 2> operator()(Range rows) const {
+      return {values.data() + rows.begin * width, {width > 0 ? rows.size() : 0, width}};
     }
+  };
+
+  HostRows on_host(const Tensor<B, T, 2>& there) const {
+    HostRows here{std::vector<T>(std::size_t(there.size())), there.view().shape[1]};
+    backend_->download(there.view().data, here.values.data(), there.size());
+    return here;
   }
 
-  static View<const float, 2> matrix(const std::vector<float>& values,
-                                     const Tensor<B, B::value_type, 2>& like, Range rows) {
-    return {values.data(), {rows.size(), like.view().shape[1]}};
+  static void write_pack(ShardWriter& writer, std::span<const TokenizedSample> samples,
+                         const HostRows& features, const HostRows& last_hidden) {
+    index_t end = 0;
+    for (const TokenizedSample& sample : samples) {
+      const Range rows{end, end + index_t(sample.tokens.size())};
+      end = rows.end;
+      const View<const T, 2> own = features(rows);
+      if (!std::all_of(own.data, own.data + own.size(),
+                       [](T x) { return std::isfinite(float(x)); }))
+        throw Error("the target gives hidden states that are not finite for sample " + sample.id);
+      writer.write(sample, own, last_hidden(rows));
+    }
   }
 
   B* backend_;
@@ -210,7 +243,9 @@ class Capture {
   C world_;
   TensorParallelGroup<C> group_;
   std::optional<CountProgress> progress_;
-  index_t done_ = 0;  // samples in the store
+  double start_ = 0;
+  index_t done_ = 0;           // samples in the store
+  index_t captured_rows_ = 0;  // since the start
 };
 
 }  // namespace

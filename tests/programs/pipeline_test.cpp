@@ -160,20 +160,30 @@ TEST_CASE("checkpoints may be in bfloat16, kept in small numbers, and started fr
                                             Arguments{"--json"}))["identical_to_greedy"] == true);
 }
 
-TEST_CASE("a store in the target's own bfloat16 trains a draft much like one in float32") {
+TEST_CASE("a store in bfloat16 or fp8 trains a draft much like one in float32") {
   const TrainedDraft draft;
-  const auto store = draft.folder / "bfloat16", output = draft.folder / "more";
-  succeed("prepare_hidden_states",
-          capture_flags(store) + TrainedDraft::more_samples + Arguments{"--dtype", "target"});
-  CHECK(safetensors_header(store / "shard-000000.safetensors")["features"]["dtype"] == "BF16");
-  succeed("train_offline", draft.flags(output) +
-                               Arguments{"--train-hidden-states-path", store, "--max-steps", "10"});
-  const auto exact = json_lines(draft.output / "log.jsonl"), log = json_lines(output / "log.jsonl");
-  REQUIRE(log.size() == exact.size());
-  CHECK(log[0]["loss"] != exact[0]["loss"]);
-  for (std::size_t i = 0; i < log.size(); ++i)
-    CHECK(log[i]["loss"].get<double>() ==
-          doctest::Approx(exact[i]["loss"].get<double>()).epsilon(0.02));
+  const auto exact = json_lines(draft.output / "log.jsonl");
+  struct Stored {
+    const char *flag, *dtype;
+    double error;
+  };
+  for (const Stored& stored :
+       {Stored{"target", "BF16", 0.02}, Stored{"f8_e4m3", "F8_E4M3", 0.05}}) {
+    CAPTURE(stored.flag);
+    const auto store = draft.folder / stored.dtype, output = draft.folder / stored.flag;
+    succeed("prepare_hidden_states",
+            capture_flags(store) + TrainedDraft::more_samples + Arguments{"--dtype", stored.flag});
+    CHECK(safetensors_header(store / "shard-000000.safetensors")["features"]["dtype"] ==
+          stored.dtype);
+    succeed("train_offline", draft.flags(output) + Arguments{"--train-hidden-states-path", store,
+                                                             "--max-steps", "10"});
+    const auto log = json_lines(output / "log.jsonl");
+    REQUIRE(log.size() == exact.size());
+    CHECK(log[0]["loss"] != exact[0]["loss"]);
+    for (std::size_t i = 0; i < log.size(); ++i)
+      CHECK(log[i]["loss"].get<double>() ==
+            doctest::Approx(exact[i]["loss"].get<double>()).epsilon(stored.error));
+  }
 }
 
 TEST_CASE("evaluation does not depend on threads, and sampling on nothing but the seed") {
@@ -208,6 +218,7 @@ TEST_CASE("progress is plain lines where nobody watches, one rewritten line on a
     CHECK_FALSE(mentions(outcome->out, "\033"));
   }
   CHECK(mentions(draft.capture.out, "24/24 samples"));
+  CHECK(mentions(draft.capture.out, " tokens/s\n"));
   const auto lines = lines_of(draft.training.out);
   REQUIRE(lines.size() == 11);
   for (std::size_t i = 0; i < 10; ++i) {
