@@ -10,7 +10,9 @@
 #include "dflash/cuda.cuh"
 #include "dflash/io/json_file.hpp"
 #include "golden_runner/draft_case.hpp"
+#include "golden_runner/generate_case.hpp"
 #include "golden_runner/optimizer_case.hpp"
+#include "golden_runner/target_case.hpp"
 
 using namespace dflash;
 using namespace golden;
@@ -54,6 +56,13 @@ constexpr StepLimit limit =
     std::is_same_v<T, float> ? StepLimit{1e-5, 3e-5}
                              : StepLimit{.value = 2.5e-2, .gradient = 5e-2, .narrow = true};
 
+/// A target has up to eight layers with ten roundings each; its rows are held to their own largest
+/// number, and so are the logits that decide a token.
+template <class T>
+constexpr double target_limit = std::is_same_v<T, float> ? 1e-5 : 6e-2;
+template <class T>
+constexpr double token_margin = std::is_same_v<T, float> ? 0 : 0.5;
+
 }  // namespace
 
 TEST_CASE_TEMPLATE("the draft's forward pass is the reference's", T, float, bfloat16) {
@@ -89,5 +98,28 @@ TEST_CASE("the optimizer's trajectories are the reference's") {
     replay<float>(single, c, trajectory_fp32, report);
     replay<float>(single, c, trajectory_torch32, report);
     replay<bfloat16>(narrow, c, trajectory_bf16, report);
+  });
+}
+
+TEST_CASE_TEMPLATE("the target's hidden states and logits are the reference's", T, float,
+                   bfloat16) {
+  CudaBackend<T> backend;
+  check("target", [&](const GoldenCase& c, Report& report) {
+    target_case(backend, c, report, target_limit<T>);
+  });
+}
+
+TEST_CASE_TEMPLATE("the features that a draft learns from are the reference's", T, float,
+                   bfloat16) {
+  CudaBackend<T> backend;
+  check("features", [&](const GoldenCase& c, Report& report) {
+    features_case(backend, c, report, target_limit<T>);
+  });
+}
+
+TEST_CASE_TEMPLATE("speculative decoding is the reference's, token by token", T, float, bfloat16) {
+  CudaBackend<T> backend;
+  check("generate", [&](const GoldenCase& c, Report& report) {
+    generate_case(backend, c, report, token_margin<T>);
   });
 }

@@ -153,23 +153,12 @@ struct StepLimit {
   double of_bf16_run = 0;  // instead: so many times the errors of the reference's own bfloat16
 };
 
-/// |actual - expected| / |expected|, of vectors.
-template <class T>
-double relative_error(const std::vector<T>& actual, const std::vector<double>& expected) {
-  double difference = 0, size = 0;
-  for (std::size_t i = 0; i < expected.size(); ++i) {
-    difference += std::pow(double(actual[i]) - expected[i], 2);
-    size += std::pow(expected[i], 2);
-  }
-  return std::sqrt(difference / size);
-}
-
 /// A step in bfloat16 against the float64 values: its errors are at most `times` those of the
 /// reference's own bfloat16 run, which the case lists.
 template <Backend B>
 void expect_errors_of_bf16(B& backend, const GoldenCase& c, Report& report, double loss,
                            const Gradients<B>& gradients, double denominator, double times) {
-  const double loss_error = relative_error<double>({loss}, c.read<double>("ref.out.loss"));
+  const double loss_error = relative_error(std::vector{loss}, c.read<double>("ref.out.loss"));
   const double loss_limit = c.settings.at("loss_relative_error_of_bf16_run");
   report.expect(loss_error <= times * loss_limit,
                 "out.loss is off by " + std::to_string(loss_error));

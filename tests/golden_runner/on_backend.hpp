@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cmath>
 #include <string>
 #include <type_traits>
 #include <vector>
@@ -31,6 +32,17 @@ dflash::Tensor<B, typename B::value_type, 1> there(B& backend, const std::vector
   std::vector<T> stored;
   for (const U& x : numbers) stored.push_back(T(x));
   return dflash::uploaded(backend, stored.data(), dflash::index_t(stored.size()));
+}
+
+/// |actual - expected| / |expected|, of vectors.
+template <class T, class U>
+double relative_error(const std::vector<T>& actual, const std::vector<U>& expected) {
+  double difference = 0, size = 0;
+  for (std::size_t i = 0; i < expected.size(); ++i) {
+    difference += std::pow(double(actual[i]) - double(expected[i]), 2);
+    size += std::pow(double(expected[i]), 2);
+  }
+  return std::sqrt(difference / size);
 }
 
 }  // namespace golden
