@@ -12,7 +12,7 @@
 #include "dflash/cuda/elementwise.cuh"
 #include "dflash/cuda/float8_head.cuh"
 #include "dflash/cuda/head_dots.cuh"
-#include "dflash/cuda/linear.hpp"
+#include "dflash/cuda/linear.cuh"
 #include "dflash/cuda/linear_cross_entropy.cuh"
 #include "dflash/cuda/linear_cross_entropy_float8.cuh"
 #include "dflash/cuda/linear_cross_entropy_part.cuh"

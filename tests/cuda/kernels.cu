@@ -52,6 +52,7 @@ void others(const Arguments<T>& a) {
   auto& b = a.backend;
   const auto frozen = freeze<T>(b, a.matrix);
   linear<T>(b, a.matrix, frozen, a.matrix);
+  linear<T>(b, a.matrix, freeze_int8<T>(b, a.matrix), a.matrix);
   linear_backward_input<T>(b, a.matrix, a.matrix, a.matrix);
   linear_backward_weight<T>(b, a.matrix, a.matrix, a.sum_matrix);
   attention<T>(b, a.heads, a.kv, a.rule, a.heads, a.sum_matrix);

@@ -291,3 +291,27 @@ TEST_CASE_TEMPLATE("matrix products are the CPU's", T, float, bfloat16) {
     CHECK(error(tdw.host(on.cuda), dw) < tolerance<float>);
   }
 }
+
+TEST_CASE_TEMPLATE("products with weights in whole numbers are the CPU's", T, float, bfloat16) {
+  Pair<T> on;
+  for (auto [n, in, out] : {std::array<index_t, 3>{1, 1, 1},
+                            {0, 4, 5},
+                            {7, 0, 3},
+                            {33, 20, 17},
+                            {16, 64, 40},
+                            {2, 3, 4099},
+                            {4100, 2, 3}}) {
+    const auto x = numbers<T>(n * in, 1);
+    auto w = numbers<T>(out * in, 2);
+    std::fill_n(w.begin(), in, 0.0f);  // a row without a scale
+    Floats y(at(n * out));
+    OnDevice<T> tx(on.cuda, x), ty(on.cuda, y);
+    const auto frozen = [&] {
+      OnDevice<T> goes(on.cuda, w);
+      return freeze_int8<T>(on.cuda, goes.matrix(out, in));
+    }();
+    linear(on.cpu, matrix(x, n, in), freeze_int8(on.cpu, matrix(w, out, in)), matrix(y, n, out));
+    linear<T>(on.cuda, tx.matrix(n, in), frozen, ty.matrix(n, out));
+    CHECK_NEAR(ty.host(on.cuda), y);
+  }
+}

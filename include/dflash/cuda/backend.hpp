@@ -3,6 +3,7 @@
 #include <cuda_runtime.h>
 
 #include <concepts>
+#include <cstdint>
 #include <memory>
 #include <type_traits>
 
@@ -30,10 +31,12 @@ requires(std::same_as<T, float> || std::same_as<T, bfloat16>) class CudaBackend 
   template <class U>
   using Buffer = CachedBuffer<U>;
 
-  /// A copy of a weight matrix: products read it as it is.
+  /// A copy of a weight matrix, for products: as it is, or in whole numbers (freeze_int8).
   struct FrozenMatrix {
     Buffer<T> data;
     index_t rows = 0, columns = 0;
+    Buffer<std::int8_t> whole;  // instead of data: w = whole * scale
+    Buffer<float> scale;        // (rows)
   };
 
   CudaBackend() : device_(std::make_unique<Device>()) {}

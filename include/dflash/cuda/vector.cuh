@@ -2,6 +2,7 @@
 
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <type_traits>
 
@@ -12,11 +13,12 @@
 namespace dflash::cuda {
 
 /// Elements that one thread moves at once where addresses allow it: 16 bytes of bfloat16, 32 of
-/// float.
+/// float, 8 of whole numbers of a byte.
 inline constexpr int wide = 8;
 
 __device__ __forceinline__ float to_float(float x) { return x; }
 __device__ __forceinline__ float to_float(bfloat16 x) { return float(x); }
+__device__ __forceinline__ float to_float(std::int8_t x) { return float(x); }
 
 /// x in the type of `to`, rounded to nearest even.
 __device__ __forceinline__ void store(float x, float* to) { *to = x; }
@@ -27,8 +29,8 @@ __device__ __forceinline__ void store(float x, bfloat16* to) {
 /// Whether `width` elements may be moved at once from here on, and from every multiple of `width`.
 template <class T>
 bool is_aligned(const T* at, int width) {
-  constexpr std::size_t vector = 16;
-  const std::size_t bytes = std::size_t(width) * sizeof(T);
+  const std::size_t bytes = std::size_t(width) * sizeof(T),
+                    vector = std::min<std::size_t>(16, bytes);
   return width == 1 || (bytes % vector == 0 && reinterpret_cast<std::uintptr_t>(at) % vector == 0);
 }
 
@@ -44,6 +46,12 @@ __device__ __forceinline__ void load(const T* from, float (&to)[width]) {
       const float4 v = reinterpret_cast<const float4*>(from)[i];
       to[4 * i] = v.x, to[4 * i + 1] = v.y, to[4 * i + 2] = v.z, to[4 * i + 3] = v.w;
     }
+  } else if constexpr (std::is_same_v<Bare, std::int8_t>) {
+    static_assert(width == 8);
+    const uint2 v = *reinterpret_cast<const uint2*>(from);
+#pragma unroll
+    for (int i = 0; i < 8; ++i)
+      to[i] = float(std::int8_t((i < 4 ? v.x : v.y) >> (8 * (i % 4)) & 0xff));
   } else {
     static_assert(width % 8 == 0 && sizeof(Bare) == 2);
 #pragma unroll
