@@ -33,6 +33,7 @@ void train(C communicator, const Options& options, const OfflineShardDataset& da
   TensorParallelGroup target_group(world, options.tensor_parallel);
   const FrozenTarget target(backend, options.target_model_path, options.keys,
                             {target_group.share(), target_group.share()});
+  const auto head = options.device.head(backend, target.lm_head_slice());
   UlyssesAttention attention(backend, group);
   DFlashBlock block(attention, config.shape);
   DraftModel model(block, config);
@@ -76,8 +77,12 @@ void train(C communicator, const Options& options, const OfflineShardDataset& da
       const auto is_final = [&](index_t bucket) {
         if (micro + 1 == options.accumulation_steps) optimizer.start(gradients.flat(), bucket);
       };
-      own += micro_step(model, group, target_group, target.embedding_slice(),
-                        target.lm_head_slice(), batch, loss_options, weights, gradients, is_final);
+      own += std::visit(
+          [&, &batch = batch](const auto& head) {
+            return micro_step(model, group, target_group, target.embedding_slice(), head, batch,
+                              loss_options, weights, gradients, is_final);
+          },
+          head);
     }
     const LossResult loss = sum_over_ranks(backend, world, own);
     const double norm =

@@ -73,6 +73,7 @@ void train(C communicator, const Options& options, const examples::TokenizedData
   C& world = group.world();
   TensorParallelGroup target_group(world, options.tensor_parallel);
   const TargetModel target(backend, target_group, options.target_model_path, options.storage);
+  const auto head = options.device.head(backend, target.ends().lm_head_slice());
   UlyssesAttention attention(backend, group);
   DFlashBlock block(attention, config.shape);
   DraftModel model(block, config);
@@ -110,9 +111,12 @@ void train(C communicator, const Options& options, const examples::TokenizedData
       const auto is_final = [&](index_t bucket) {
         if (micro + 1 == options.accumulation_steps) optimizer.start(gradients.flat(), bucket);
       };
-      own += micro_step(model, group, target_group, target.ends().embedding_slice(),
-                        target.ends().lm_head_slice(), batch, loss_options, weights, gradients,
-                        is_final);
+      own += std::visit(
+          [&](const auto& head) {
+            return micro_step(model, group, target_group, target.ends().embedding_slice(), head,
+                              batch, loss_options, weights, gradients, is_final);
+          },
+          head);
     }
     const LossResult loss = sum_over_ranks(backend, world, own);
     const double norm =

@@ -103,6 +103,7 @@ struct TrainOptions {
         ->capture_default_str()
         ->check(CLI::NonNegativeNumber);
     device.add_to(app);
+    device.add_head_to(app);
     app.add_option("--sp-ulysses-size", layout.ulysses, "ranks that share a batch by heads")
         ->capture_default_str()
         ->check(CLI::PositiveNumber);
@@ -218,10 +219,12 @@ struct TrainOptions {
             .samples = (batch_size + replicas - 1) / replicas,
             .sample_tokens = sample_tokens,
             .sample_blocks = std::min(num_anchors, sample_tokens),
+            .bytes = dflash::NumberBytes::of<Device::Backend>(),
             .stored_bytes = stored_bytes,
             .chunk_rows = loss.chunk_rows,
             .tensor_parallel = tensor_parallel,
-            .tied_head = dflash::has_tied_head(target_file)};
+            .tied_head = dflash::has_tied_head(target_file),
+            .float8_head = device.float8_head()};
   }
 
   dflash::AdamWOptions adamw() const {
@@ -237,25 +240,27 @@ struct TrainOptions {
   /// What a resumed run must agree on with the run before.
   nlohmann::json contract(const dflash::DraftConfig& draft, index_t samples,
                           const std::string& data) const {
-    return {{"draft", draft.to_json("float32")},
-            {"num_anchors", num_anchors},
-            {"anchor_rule", anchor_rule},
-            {"loss_type", loss_type},
-            {"loss_decay_gamma", loss.gamma},
-            {"dpace_alpha", loss.dpace_alpha},
-            {"learning_rate", learning_rate},
-            {"lr_scheduler", lr_scheduler},
-            {"warmup_ratio", warmup_ratio},
-            {"decay_ratio", decay_ratio},
-            {"max_grad_norm", max_grad_norm},
-            {"weight_decay", weight_decay},
-            {"total_steps", steps(samples)},
-            {"batch_size", batch_size},
-            {"accumulation_steps", accumulation_steps},
-            {"seed", seed},
-            {"target", dflash::target_fingerprint(target_model_path)},
-            {"precision", device.precision},
-            {"data", data}};
+    nlohmann::json contract{{"draft", draft.to_json("float32")},
+                            {"num_anchors", num_anchors},
+                            {"anchor_rule", anchor_rule},
+                            {"loss_type", loss_type},
+                            {"loss_decay_gamma", loss.gamma},
+                            {"dpace_alpha", loss.dpace_alpha},
+                            {"learning_rate", learning_rate},
+                            {"lr_scheduler", lr_scheduler},
+                            {"warmup_ratio", warmup_ratio},
+                            {"decay_ratio", decay_ratio},
+                            {"max_grad_norm", max_grad_norm},
+                            {"weight_decay", weight_decay},
+                            {"total_steps", steps(samples)},
+                            {"batch_size", batch_size},
+                            {"accumulation_steps", accumulation_steps},
+                            {"seed", seed},
+                            {"target", dflash::target_fingerprint(target_model_path)},
+                            {"precision", device.precision},
+                            {"data", data}};
+    if (device.float8_head()) contract["head_precision"] = device.head_precision;
+    return contract;
   }
 
  private:

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "dflash/comm/tensor_parallel_group.hpp"
+#include "dflash/core/host_copy.hpp"
 #include "dflash/core/random.hpp"
 #include "dflash/cpu.hpp"
 #include "dflash/decode/greedy.hpp"
@@ -49,12 +50,12 @@ Matrix<T> random_matrix(CpuBackend<T>& backend, index_t rows, index_t columns, s
 
 /// The largest difference, relative to the largest entry expected.
 template <class T>
-double difference(View<const T, 2> actual, View<const T, 2> expected) {
-  if (actual.shape[0] != expected.shape[0] || actual.shape[1] != expected.shape[1]) return INFINITY;
+double difference(const std::vector<T>& actual, const std::vector<T>& expected) {
+  if (actual.size() != expected.size()) return INFINITY;
   double top = 0, worst = 0;
-  for (index_t i = 0; i < expected.size(); ++i) {
-    top = std::max(top, std::abs(double(expected.data[i])));
-    const double off = std::abs(double(actual.data[i]) - double(expected.data[i]));
+  for (std::size_t i = 0; i < expected.size(); ++i) {
+    top = std::max(top, std::abs(double(expected[i])));
+    const double off = std::abs(double(actual[i]) - double(expected[i]));
     worst = std::max(worst, std::isnan(off) ? INFINITY : off);
   }
   return top > 0 ? worst / top : worst;
@@ -69,11 +70,12 @@ Matrix<T> part_of(CpuBackend<T>& backend, View<const T, 2> all, Range rows, Rang
 }
 
 /// Whether all ranks of the group hold the same bits.
-template <class T, class C>
-bool same_on_all(CpuBackend<T>& backend, TensorParallelGroup<C>& group, View<const T, 2> mine) {
-  auto first = host(mine);
-  group.communicator().broadcast(backend, View<T, 1>{first.data(), {index_t(first.size())}}, 0);
-  return first == host(mine);
+template <Backend B, class C>
+bool same_on_all(B& backend, TensorParallelGroup<C>& group, In<typename B::value_type, 2> mine) {
+  Tensor<B, typename B::value_type, 1> first(backend, {mine.size()});
+  backend.copy(mine.data, first.view().data, mine.size());
+  group.communicator().broadcast(backend, first.view(), 0);
+  return host_copy(backend, first.view()) == host_copy(backend, mine);
 }
 
 /// A linear layer cut either way: values and gradients are those of the whole layer.
@@ -99,7 +101,7 @@ void check_linear(C& world, index_t degree, index_t rows, index_t inputs, index_
     return part_of<T>(cpu, {values.data(), {n, width}}, r, c);
   };
   const auto near = [&](View<const T, 2> a, View<const T, 2> b) {
-    CHECK(difference(a, b) <= tolerance<T>);
+    CHECK(difference(host(a), host(b)) <= tolerance<T>);
   };
   {
     const ColumnParallelLinear<CpuBackend<T>, C> layer(cpu, group);
@@ -117,7 +119,7 @@ void check_linear(C& world, index_t degree, index_t rows, index_t inputs, index_
     layer.backward(x.view(), own_w.view(), own_dy.view(), own_dx.view(), own_dw.view(),
                    row(own_dbias));
     near(own_dx.view(), dx.view());
-    CHECK(same_on_all<T>(cpu, group, own_dx.view()));
+    CHECK(same_on_all(cpu, group, own_dx.view()));
     near(own_dw.view(), part_of<T>(cpu, dw.view(), out, all_in).view());
     near(own_dbias.view(), part_of<T>(cpu, dbias.view(), {0, 1}, out).view());
   }
@@ -128,7 +130,7 @@ void check_linear(C& world, index_t degree, index_t rows, index_t inputs, index_
     Matrix<T> own_y(cpu, {rows, outputs});
     layer.forward(own_x.view(), own_w.view(), row(bias), own_y.view());
     near(own_y.view(), y.view());
-    CHECK(same_on_all<T>(cpu, group, own_y.view()));
+    CHECK(same_on_all(cpu, group, own_y.view()));
     auto own_dx = old(old_dx, rows, inputs, all, in),
          own_dw = old(old_dw, outputs, inputs, all_out, in),
          own_dbias = old(old_dbias, 1, outputs, {0, 1}, all_out);
@@ -151,13 +153,16 @@ inline std::vector<std::int32_t> some_tokens(index_t n, index_t vocabulary,
 
 /// Prefill, cached decoding and greedy answers of a target over the ranks are those of one; what
 /// the ranks send is what the formula says.
-template <class T, class C>
-void check_target(C& world, index_t degree, const std::filesystem::path& folder) {
-  using B = CpuBackend<T>;
-  B cpu;
-  const TargetModel<B> one(cpu, folder);
+template <Backend B, class C>
+void check_target_on(B& backend, C& world, index_t degree, const std::filesystem::path& folder) {
+  using T = typename B::value_type;
+  const auto host = [&](View<const T, 2> v) { return host_copy(backend, v); };
+  const TargetModel<B> one(backend, folder);
   TensorParallelGroup<C> group(world, degree);
-  const TargetModel<B, C> many(cpu, group, folder);
+  const TargetModel<B, C> many(backend, group, folder);
+  const auto near = [&](View<const T, 2> a, View<const T, 2> b) {
+    CHECK(difference(host(a), host(b)) <= tolerance<T>);
+  };
   const auto& config = one.config();
   const auto tokens = some_tokens(41, config.vocabulary);
   const std::vector<index_t> offsets{0, 9, 10, 41};
@@ -169,19 +174,19 @@ void check_target(C& world, index_t degree, const std::filesystem::path& folder)
   const auto actual = many.prefill(tokens, offsets, request);
   CHECK(group.communicator().traffic() - before ==
         target_traffic(config, group.share(), 41, config.layers, 41, NumberBytes::of<B>()));
-  CHECK(difference<T>(actual.features.view(), expected.features.view()) <= tolerance<T>);
-  CHECK(difference<T>(actual.last_hidden.view(), expected.last_hidden.view()) <= tolerance<T>);
-  CHECK(difference<T>(actual.logits.view(), expected.logits.view()) <= tolerance<T>);
-  CHECK(same_on_all<T>(cpu, group, actual.features.view()));
-  CHECK(same_on_all<T>(cpu, group, actual.logits.view()));
-  if (degree == 1) CHECK(host<T>(actual.logits.view()) == host<T>(expected.logits.view()));
+  near(actual.features.view(), expected.features.view());
+  near(actual.last_hidden.view(), expected.last_hidden.view());
+  near(actual.logits.view(), expected.logits.view());
+  CHECK(same_on_all(backend, group, actual.features.view()));
+  CHECK(same_on_all(backend, group, actual.logits.view()));
+  if (degree == 1) CHECK(host(actual.logits.view()) == host(expected.logits.view()));
 
   const auto last = many.prefill(tokens, offsets, {.layers = {}, .logits = Logits::last});
   REQUIRE(last.logits.view().shape[0] == 3);
   for (index_t i = 0; i < 3; ++i) {
     const index_t row = offsets[std::size_t(i) + 1] - 1;
-    CHECK(host<T>(last.logits.view().rows({i, i + 1})) ==
-          host<T>(View<const T, 2>(actual.logits.view()).rows({row, row + 1})));
+    CHECK(host(last.logits.view().rows({i, i + 1})) ==
+          host(View<const T, 2>(actual.logits.view()).rows({row, row + 1})));
   }
 
   // Cached decoding of the last sample has the bits of its prefill.
@@ -193,14 +198,19 @@ void check_target(C& world, index_t degree, const std::filesystem::path& folder)
       const auto output =
           many.forward(sample.subspan(std::size_t(at), std::size_t(n)), cache, request);
       const Range rows{10 + at, 10 + at + n};
-      CHECK(host<T>(output.features.view()) ==
-            host<T>(View<const T, 2>(actual.features.view()).rows(rows)));
-      CHECK(host<T>(output.logits.view()) ==
-            host<T>(View<const T, 2>(actual.logits.view()).rows(rows)));
+      CHECK(host(output.features.view()) ==
+            host(View<const T, 2>(actual.features.view()).rows(rows)));
+      CHECK(host(output.logits.view()) == host(View<const T, 2>(actual.logits.view()).rows(rows)));
     }
   }
   const auto prompt = std::span(tokens).first(9);
   CHECK(greedy(many, prompt, 25, {}) == greedy(one, prompt, 25, {}));
+}
+
+template <class T, class C>
+void check_target(C& world, index_t degree, const std::filesystem::path& folder) {
+  CpuBackend<T> cpu;
+  check_target_on(cpu, world, degree, folder);
 }
 
 /// Rows of a split embedding are those of the whole one, for the same tokens or each rank's own.

@@ -34,7 +34,8 @@ TEST_CASE("every program lists its flags") {
                            "--dist-timeout",
                            "--sp-ulysses-size",
                            "--sp-ring-size",
-                           "--tp-size"};
+                           "--tp-size",
+                           "--head-precision"};
   Arguments offline = training, online = training;
   offline.push_back("--train-hidden-states-path");
   for (const char* flag :
@@ -136,6 +137,9 @@ TEST_CASE("wrong flags are named in one sentence") {
       {"train_online", online + Arguments{"--warmup-ratio", "2"}, {"warm-up"}},
       {"train_online", online + Arguments{"--max-grad-norm", "-1"}, {"--max-grad-norm", "-1"}},
       {"train_online", online + Arguments{"--export-dtype", "f16"}, {"export dtype", "f16"}},
+      {"train_online",
+       online + Arguments{"--head-precision", "fp8"},
+       {"--head-precision", "fp8 takes a GPU"}},
       {"train_online",
        online + Arguments{"--mask-token-id", "2048"},
        {"--mask-token-id 2048", "2048"}},

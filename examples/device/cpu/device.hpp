@@ -2,17 +2,20 @@
 
 #include <CLI/CLI.hpp>
 #include <string>
+#include <variant>
 
 #include "dflash/cpu.hpp"
+#include "dflash/model/vocabulary_parallel.hpp"
 
 namespace examples {
 
 /// Where a program computes: here, on the processor.
 struct Device {
   using Backend = dflash::CpuBackend<float>;
+  using Head = std::variant<dflash::VocabularySlice<float>>;
   static constexpr const char* export_dtype = "f32";
 
-  std::string name = "cpu", precision = "fp32";
+  std::string name = "cpu", precision = "fp32", head_precision;
 
   void add_to(CLI::App& app) {
     app.add_option("--device", name, "cpu; the programs of the preset cuda, *_gpu, run on cuda")
@@ -24,9 +27,24 @@ struct Device {
         ->capture_default_str();
   }
 
+  void add_head_to(CLI::App& app) {
+    app.add_option(
+           "--head-precision", head_precision,
+           "of the loss's products with the target's head, on GPUs: bf16 or fp8; here it is "
+           "that of --precision")
+        ->check([](const std::string&) {
+          return std::string(
+              "on the cpu the head's products have the precision of --precision; fp8 takes a GPU "
+              "and a program of the preset cuda, *_gpu");
+        });
+  }
+
   Backend backend(int threads) const {
     return Backend(threads, dflash::cpu_precision_named(precision));
   }
+  /// The target's head for the loss.
+  Head head(Backend&, const dflash::VocabularySlice<float>& slice) const { return slice; }
+  bool float8_head() const { return false; }
 };
 
 }  // namespace examples

@@ -12,14 +12,15 @@ namespace dflash {
 /// This rank's part of one micro-step: the loss of its blocks of its replica's batch, and the
 /// gradients of that loss's numerator, added; is_final(i) is called when that is done for bucket i
 /// of gradient_buckets, in their order. All ranks call it, one whose batch is empty too: it holds
-/// rows of the target's embedding and head that others of its target group need.
-template <class Model, Backend B, Communicator C, class IsFinal = IgnoreBuckets>
+/// rows of the target's embedding and head that others of its target group need. The head is a
+/// VocabularySlice or a PreparedSlice.
+template <class Model, Backend B, Communicator C, class Head, class IsFinal = IgnoreBuckets>
 LossResult micro_step(const Model& model, SequenceParallelGroup<C>& group,
                       TensorParallelGroup<C>& target_group,
-                      VocabularySlice<typename B::value_type> embedding,
-                      VocabularySlice<typename B::value_type> head, const Batch<B>& batch,
-                      const LossOptions& options, const Parameters<B>& weights,
-                      Gradients<B>& gradients, const IsFinal& is_final = {}) {
+                      VocabularySlice<typename B::value_type> embedding, const Head& head,
+                      const Batch<B>& batch, const LossOptions& options,
+                      const Parameters<B>& weights, Gradients<B>& gradients,
+                      const IsFinal& is_final = {}) {
   using Matrix = Tensor<B, typename B::value_type, 2>;
   B& backend = model.backend();
   const DraftConfig& config = model.config();

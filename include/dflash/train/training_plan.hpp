@@ -31,6 +31,7 @@ struct TrainingPlan {
   index_t chunk_rows = 1024;    // supervised rows that the head takes at once
   index_t tensor_parallel = 1;  // ranks that hold the target together
   bool tied_head = false;       // the target's head is its embedding
+  bool float8_head = false;     // the loss has two copies of the head in float8
   std::optional<TargetConfig> target = {};  // where the target itself runs in the job
 
   struct Item {
@@ -73,6 +74,7 @@ struct TrainingPlan {
     else
       items.push_back({"embedding and head",
                        (tied_head ? 1 : 2) * vocabulary * config.shape.hidden * bytes.value});
+    if (float8_head) items.push_back({"head in fp8", 2 * vocabulary * config.shape.hidden});
     return items;
   }
   index_t memory_bytes(index_t rank = 0) const {

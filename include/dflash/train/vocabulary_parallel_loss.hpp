@@ -17,16 +17,17 @@ namespace dflash {
 
 namespace detail {
 
-/// A head whose rows are split over the ranks of a group, each of which brings rows of its own.
-template <Backend B, Communicator C>
+/// A head whose words are split over the ranks of a group, each of which brings rows of its own.
+/// Rows is what linear_cross_entropy_part takes for this rank's words.
+template <Backend B, Communicator C, class Rows>
 class SplitHead {
  public:
   using T = typename B::value_type;
   using A = typename B::accumulator_type;
   using Part = CrossEntropyPart<A>;
 
-  SplitHead(B& backend, TensorParallelGroup<C>& group, VocabularySlice<T> head)
-      : backend_(&backend), group_(&group), head_(head) {
+  SplitHead(B& backend, TensorParallelGroup<C>& group, VocabularySlice<T> head, const Rows& rows)
+      : backend_(&backend), group_(&group), head_(head), head_rows_(&rows) {
     const Range own = group.share().of(head.total);
     expects(own.begin == head.first && own.size() == head.rows.shape[0],
             "vocabulary_parallel_draft_loss: the slice is not this rank's");
@@ -84,7 +85,7 @@ class SplitHead {
     for (const std::int32_t word : label) here.push_back(std::int32_t(word - head_.first));
     const auto here_there = uploaded(*backend_, here.data(), n);
     Tensor<B, Part, 1> parts(*backend_, {n});
-    linear_cross_entropy_part(*backend_, all_x.view(), head_.rows, here_there.view(), parts.view(),
+    linear_cross_entropy_part(*backend_, all_x.view(), *head_rows_, here_there.view(), parts.view(),
                               all_dx.view());
 
     const auto scale = join(label, gathered_parts(parts), own_rows(rows), nll, correct);
@@ -148,9 +149,27 @@ class SplitHead {
   B* backend_;
   TensorParallelGroup<C>* group_;
   VocabularySlice<T> head_;
+  const Rows* head_rows_;
   std::vector<std::vector<index_t>> rows_;         // per round: of each rank
   std::vector<std::vector<std::int32_t>> labels_;  // per round: of all ranks' rows
 };
+
+/// vocabulary_parallel_draft_loss, where `rows` is the slice as linear_cross_entropy takes it.
+template <Backend B, Communicator C, class Rows>
+LossResult split_draft_loss(B& backend, TensorParallelGroup<C>& group,
+                            VocabularySlice<typename B::value_type> slice, const Rows& rows,
+                            In<typename B::value_type, 2> hidden,
+                            std::span<const std::int32_t> labels, std::span<const float> weights,
+                            index_t block_size, index_t samples, const LossOptions& options,
+                            Out<typename B::value_type, 2> doutput) {
+  expects(slice.rows.shape[1] == hidden.shape[1],
+          "vocabulary_parallel_draft_loss: the head is not as wide as the draft");
+  if (group.size() == 1)
+    return draft_loss(backend, rows, hidden, labels, weights, block_size, samples, options,
+                      doutput);
+  return draft_loss_under(backend, SplitHead<B, C, Rows>(backend, group, slice, rows), hidden,
+                          labels, weights, block_size, samples, options, doutput);
+}
 
 }  // namespace detail
 
@@ -166,13 +185,30 @@ LossResult vocabulary_parallel_draft_loss(B& backend, TensorParallelGroup<C>& gr
                                           std::span<const float> weights, index_t block_size,
                                           index_t samples, const LossOptions& options,
                                           Out<typename B::value_type, 2> doutput) {
-  expects(head.rows.shape[1] == hidden.shape[1],
-          "vocabulary_parallel_draft_loss: the head is not as wide as the draft");
-  if (group.size() == 1)
-    return draft_loss(backend, head.rows, hidden, labels, weights, block_size, samples, options,
-                      doutput);
-  return detail::draft_loss_under(backend, detail::SplitHead<B, C>(backend, group, head), hidden,
-                                  labels, weights, block_size, samples, options, doutput);
+  return detail::split_draft_loss(backend, group, head, head.rows, hidden, labels, weights,
+                                  block_size, samples, options, doutput);
+}
+
+/// A rank's rows of a head as its backend has prepared them: those of words
+/// [first, first + rows) of `total`.
+template <class P>
+struct PreparedSlice {
+  P head;
+  index_t first = 0, total = 0;
+};
+
+/// The same under a head that the ranks' backends have prepared.
+template <Backend B, Communicator C, PreparedHead<B> P>
+LossResult vocabulary_parallel_draft_loss(B& backend, TensorParallelGroup<C>& group,
+                                          const PreparedSlice<P>& head,
+                                          In<typename B::value_type, 2> hidden,
+                                          std::span<const std::int32_t> labels,
+                                          std::span<const float> weights, index_t block_size,
+                                          index_t samples, const LossOptions& options,
+                                          Out<typename B::value_type, 2> doutput) {
+  return detail::split_draft_loss(backend, group, {head.head.rows(), head.first, head.total},
+                                  head.head, hidden, labels, weights, block_size, samples, options,
+                                  doutput);
 }
 
 /// What one rank sends in vocabulary_parallel_draft_loss, if rank p brings rows[p][i] supervised
