@@ -16,12 +16,9 @@ struct ForwardCut {
   static constexpr int warp_rows = 16 * row_tiles, rows = warps * warp_rows;
   static constexpr int keys = D > 64 ? 32 : 64;
 
-  struct Stage {
-    bfloat16 k[keys * tile_stride<D>], v[keys * tile_stride<D>];
-  };
   struct Shared {
     alignas(128) bfloat16 q[rows * tile_stride<D>];
-    Stage stage[2];
+    KeyStage<keys, D> stage[2];
     TileKeys<rows> tile;
     KeyTiles<keys> tiles;
     WarpKeys warp_keys[warps][2];
@@ -193,24 +190,18 @@ __global__ void __launch_bounds__(ForwardCut<D>::threads, 2)
   fill_warp_keys(shared.warp_keys[warp], shared.tile.seen, tile, first, Cut::warp_rows);
   __syncthreads();
 
-  const auto load = [&](int at, const KeyTile& t) {
-    if (t.exists()) {
-      load_keys<Cut::keys, D, Cut::threads>(shared.stage[at].k, a, kv_head, t,
-                                            t.own ? kv.k_block.data : kv.k_context.data);
-      load_keys<Cut::keys, D, Cut::threads>(shared.stage[at].v, a, kv_head, t,
-                                            t.own ? kv.v_block.data : kv.v_context.data);
-    }
-    copy_async_commit();
+  const auto load = [&](int turn) {
+    shared.stage[turn % 2].template load<Cut::threads>(a, kv_head, shared.tiles[turn], kv);
   };
   Accumulator<M, D / 8> out;
   clear<M, D / 8>(out);
   RunningSoftmax<M> softmax;
   const float scale = a.scale * log2_e;
-  load(0, shared.tiles[0]);
+  load(0);
   for (int turn = 0; shared.tiles[turn].exists(); ++turn) {
     copy_async_wait<0>();
     __syncthreads();
-    load((turn + 1) % 2, shared.tiles[turn + 1]);
+    load(turn + 1);
     if (warp == turn % Cut::warps) shared.tiles.find(turn + 2, shared.tile);
     const KeyTile& now = shared.tiles[turn];
     const WarpKeys& keys = shared.warp_keys[warp][now.own ? 1 : 0];

@@ -172,7 +172,7 @@ __device__ __forceinline__ void multiply_panels(float (&score)[8][4], const bflo
 #pragma unroll
   for (int column = 0; column < D; column += 16) {
     const int at = column / 64 * Cut::panel + column % 64;
-    multiply_group<Cut::tile>(score, describe(a + at), describe(b + at));
+    multiply_group(score, describe(a + at), describe(b + at));
   }
   finish_group_products(score);
 }
@@ -186,7 +186,7 @@ __device__ __forceinline__ void multiply_values(float (&y)[D / 8][4],
   begin_group_products();
 #pragma unroll
   for (int k = 0; k < Cut::tile / 16; ++k)
-    multiply_group_columns<D>(y, p[0][k], describe(v + k * 16 * 64, Cut::panel * 2));
+    multiply_group_columns(y, p[0][k], describe(v + k * 16 * 64, Cut::panel * 2));
   finish_group_products(y);
 }
 

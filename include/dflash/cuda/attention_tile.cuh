@@ -76,6 +76,23 @@ __device__ __forceinline__ void load_keys(bfloat16* to, const AttentionShape& a,
   });
 }
 
+/// A tile of keys and values in shared memory.
+template <int Keys, int D>
+struct KeyStage {
+  bfloat16 k[Keys * tile_stride<D>], v[Keys * tile_stride<D>];
+
+  /// Begins to copy them, if there is such a tile. All threads of the block call it.
+  template <int Threads>
+  __device__ __forceinline__ void load(const AttentionShape& a, int kv_head, const KeyTile& t,
+                                       const KeyValue<const bfloat16>& kv) {
+    if (t.exists()) {
+      load_keys<Keys, D, Threads>(k, a, kv_head, t, t.own ? kv.k_block.data : kv.k_context.data);
+      load_keys<Keys, D, Threads>(v, a, kv_head, t, t.own ? kv.v_block.data : kv.v_context.data);
+    }
+    copy_async_commit();
+  }
+};
+
 /// What the rows of a query tile see, in shared memory. Rows behind the last repeat it: nothing of
 /// them is written, and they make no tile partly visible.
 template <int Rows>

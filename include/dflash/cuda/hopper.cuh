@@ -130,19 +130,11 @@ __device__ __forceinline__ void finish_group_products(float (&c)[N][4]) {
     asm volatile("" : "+f"(c[n][0]), "+f"(c[n][1]), "+f"(c[n][2]), "+f"(c[n][3])::"memory");
 }
 
-/// Begins c += a b^T by a group of four warps, 16 rows each, which hold c as multiply_add does.
-/// Both are described panels.                          a (64, 16)  b (Columns, 16)
-template <int Columns>
-__device__ void multiply_group(float (&c)[Columns / 8][4], std::uint64_t a, std::uint64_t b);
-/// Begins c += a b, each warp with its own a, as multiply_add takes it.       b (16, Columns)
-template <int Columns>
-__device__ void multiply_group_columns(float (&c)[Columns / 8][4], const std::uint32_t (&a)[4],
-                                       std::uint64_t b);
-
+// A product's registers must be listed one by one.
 // clang-format off
-template <>
-__device__ __forceinline__ void multiply_group<64>(float (&c)[8][4], std::uint64_t a,
-                                                    std::uint64_t b) {
+/// Begins c += a b^T by a group of four warps, 16 rows each, which hold c as multiply_add does.
+/// Both are described panels.                                a (64, 16)  b (64, 16)
+__device__ __forceinline__ void multiply_group(float (&c)[8][4], std::uint64_t a, std::uint64_t b) {
   asm volatile(
       "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
       "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
@@ -159,10 +151,10 @@ __device__ __forceinline__ void multiply_group<64>(float (&c)[8][4], std::uint64
       : "l"(a), "l"(b));
 }
 
-template <>
-__device__ __forceinline__ void multiply_group_columns<64>(float (&c)[8][4],
-                                                            const std::uint32_t (&a)[4],
-                                                            std::uint64_t b) {
+/// Begins c += a b, each warp with its own a, as multiply_add takes it.       b (16, 64)
+__device__ __forceinline__ void multiply_group_columns(float (&c)[8][4],
+                                                       const std::uint32_t (&a)[4],
+                                                       std::uint64_t b) {
   asm volatile(
       "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
       "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
@@ -179,10 +171,10 @@ __device__ __forceinline__ void multiply_group_columns<64>(float (&c)[8][4],
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
 
-template <>
-__device__ __forceinline__ void multiply_group_columns<128>(float (&c)[16][4],
-                                                            const std::uint32_t (&a)[4],
-                                                            std::uint64_t b) {
+/// The same of two panels.                                                    b (16, 128)
+__device__ __forceinline__ void multiply_group_columns(float (&c)[16][4],
+                                                       const std::uint32_t (&a)[4],
+                                                       std::uint64_t b) {
   asm volatile(
       "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
       "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "

@@ -275,13 +275,11 @@ void finish_group_products(float (&c)[N][4]) {
   }
 }
 
-template <int Columns>
-void multiply_group(float (&c)[Columns / 8][4], std::uint64_t a, std::uint64_t b) {
+inline void multiply_group(float (&c)[8][4], std::uint64_t a, std::uint64_t b) {
   detail::add_product(c, {false, a, b, {}});
 }
-template <int Columns>
-void multiply_group_columns(float (&c)[Columns / 8][4], const std::uint32_t (&a)[4],
-                            std::uint64_t b) {
+template <int N>
+void multiply_group_columns(float (&c)[N][4], const std::uint32_t (&a)[4], std::uint64_t b) {
   struct Given {
     std::uint32_t a[4];
   } mine;
