@@ -135,17 +135,24 @@ const char* cudaGetErrorString(cudaError_t error) {
 }
 cudaError_t cudaGetLastError() { return cudaSuccess; }
 
+// Several devices, so that ranks may hold one each; there is no difference between them.
+static bool is_device(int device) { return device >= 0 && device < 4; }
+static thread_local int current_device = 0;
 cudaError_t cudaGetDeviceCount(int* count) {
-  *count = 1;
+  *count = 4;
   return cudaSuccess;
 }
 cudaError_t cudaGetDevice(int* device) {
-  *device = 0;
+  *device = current_device;
   return cudaSuccess;
 }
-cudaError_t cudaSetDevice(int device) { return device == 0 ? cudaSuccess : cudaErrorInvalidValue; }
+cudaError_t cudaSetDevice(int device) {
+  if (!is_device(device)) return cudaErrorInvalidValue;
+  current_device = device;
+  return cudaSuccess;
+}
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
-  if (device != 0) return cudaErrorInvalidValue;
+  if (!is_device(device)) return cudaErrorInvalidValue;
   *properties = {"emulated", 9, 0, 3, 1 << 20, most_shared, DeviceMemory::most_bytes};
   return cudaSuccess;
 }
