@@ -1,10 +1,8 @@
 #pragma once
 
-#include <CLI/CLI.hpp>
-#include <optional>
-
 #include "dflash/comm/communicator.hpp"
 #include "guarded.hpp"
+#include "launch/flags.hpp"
 
 namespace examples {
 
@@ -19,14 +17,8 @@ class Launcher {
     return examples::guarded(program, body);
   }
 
-  /// Reads the flags. Returns the status to end with, if that is all there was to do.
   std::optional<int> parse(CLI::App& app, int argc, char** argv) {
-    try {
-      app.parse(argc, argv);
-    } catch (const CLI::ParseError& error) {
-      return app.exit(error);
-    }
-    return {};
+    return read_flags(app, argc, argv);
   }
 
   int ranks() const { return 1; }

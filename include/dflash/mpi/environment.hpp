@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "dflash/comm/failure.hpp"
+#include "dflash/comm/share.hpp"
 #include "dflash/mpi/communicator.hpp"
 #include "dflash/mpi/expects.hpp"
 #include "dflash/mpi/watchdog.hpp"
@@ -79,16 +80,18 @@ class MpiEnvironment {
     watchdog_->set_time_out(time_out.count());
   }
 
-  /// Ranks on this one's machine. Collective.
-  int ranks_here() {
-    MPI_Comm here;
-    const detail::MpiWatchdog::Inside inside(*watchdog_, "ranks_here");
-    mpi_expects(MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &here),
-                "MPI_Comm_split_type");
-    int ranks = 1;
-    mpi_expects(MPI_Comm_size(here, &ranks), "MPI_Comm_size");
-    mpi_expects(MPI_Comm_free(&here), "MPI_Comm_free");
-    return ranks;
+  /// This rank among those on its machine. Collective.
+  Share here() {
+    MPI_Comm machine;
+    const detail::MpiWatchdog::Inside inside(*watchdog_, "here");
+    mpi_expects(
+        MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &machine),
+        "MPI_Comm_split_type");
+    int ranks = 1, rank = 0;
+    mpi_expects(MPI_Comm_size(machine, &ranks), "MPI_Comm_size");
+    mpi_expects(MPI_Comm_rank(machine, &rank), "MPI_Comm_rank");
+    mpi_expects(MPI_Comm_free(&machine), "MPI_Comm_free");
+    return {ranks, rank};
   }
 
  private:
