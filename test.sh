@@ -123,7 +123,7 @@ if command -v nvcc >/dev/null || [ -x /usr/local/cuda/bin/nvcc ]; then
   gpu_programs() {
     local nccl=OFF
     [ -e "$(dirname "$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)")/../include/nccl.h" ] && nccl=ON
-    cmake --preset cuda -B build/cuda -DDFLASH_NCCL=$nccl -DDFLASH_BENCHMARKS=ON &&
+    cmake --preset cuda -B build/cuda -DDFLASH_NCCL=$nccl -DDFLASH_MPI=ON -DDFLASH_BENCHMARKS=ON &&
       cmake --build build/cuda
   }
   $all && check "programs, tests and benchmarks for GPUs build" gpu_programs
@@ -150,7 +150,7 @@ stage "address and undefined-behaviour sanitizers: readers of files, kernels, th
 sanitized sanitize "$readers"
 took
 
-if $all; then threads='.'; else threads='thread|communicator|/cuda/(emulation|operations|backend|nccl)_test|parallel_stages'; fi
+if $all; then threads='.'; else threads='thread|communicator|/cuda/(emulation|operations|backend|nccl|uploads)_test|parallel_stages'; fi
 stage "thread sanitizer: threads, ranks and kernels" 4
 sanitized sanitize-thread "$threads"
 took

@@ -5,6 +5,7 @@
 #include <concepts>
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <type_traits>
 
 #include "dflash/core/backend.hpp"
@@ -16,12 +17,14 @@
 #include "dflash/cuda/memory.hpp"
 #include "dflash/cuda/memory_watch.hpp"
 #include "dflash/cuda/staging.hpp"
+#include "dflash/cuda/stream.hpp"
+#include "dflash/cuda/uploads.hpp"
 
 namespace dflash {
 
 /// The current CUDA device: activations and weights in T, everything summed in float (for T = float
-/// that is fp32 arithmetic, never TF32). All work is in the order of one stream; only download and
-/// synchronize wait for it.
+/// that is fp32 arithmetic, never TF32). All work but uploads_beside is in the order of one stream;
+/// only download and synchronize wait for it.
 template <class T>
 requires(std::same_as<T, float> || std::same_as<T, bfloat16>) class CudaBackend {
  public:
@@ -55,6 +58,13 @@ requires(std::same_as<T, float> || std::same_as<T, bfloat16>) class CudaBackend 
   void upload(const U* host, U* here, index_t n) {
     use_device();
     device_->staging.upload(stream(), host, here, bytes<U>(n));
+  }
+  /// See uploads_beside.
+  CudaUploads uploads_beside() {
+    use_device();
+    Device& d = *device_;
+    std::call_once(d.lane_made, [&] { d.lane = std::make_unique<CudaUploadLane>(); });
+    return {d.stream, *d.lane};
   }
   template <class U>
   void download(const U* here, U* host, index_t n) {
@@ -99,25 +109,14 @@ requires(std::same_as<T, float> || std::same_as<T, bfloat16>) class CudaBackend 
     return std::size_t(n) * sizeof(U);
   }
 
-  struct Stream {
-    cudaStream_t handle = nullptr;
-    Stream() {
-      cuda_expects(cudaStreamCreateWithFlags(&handle, cudaStreamNonBlocking), "a CUDA stream");
-    }
-    Stream(const Stream&) = delete;
-    Stream& operator=(const Stream&) = delete;
-    ~Stream() {
-      cudaStreamSynchronize(handle);
-      cudaStreamDestroy(handle);
-    }
-  };
-
   /// What moves with the backend as one. The stream goes last.
   struct Device {
-    Stream owned_stream;
-    cudaStream_t stream = owned_stream.handle;
+    CudaStream owned_stream;
+    cudaStream_t stream = owned_stream.get();
     std::shared_ptr<MemoryCache> cache = std::make_shared<MemoryCache>(device_memory());
     CudaStaging staging;
+    std::once_flag lane_made;
+    std::unique_ptr<CudaUploadLane> lane;  // from its first use on
     CudaGemm gemm{stream};
     Buffer<int> fault_memory{cache, 1};
     int* fault = fault_memory.data();

@@ -55,8 +55,8 @@ void for_each_overlap(std::span<const Range> wanted, index_t begin, index_t rows
 }
 
 /// Rows [range) of a sample's features, at `to` in the backend's memory and type.
-template <Backend B, class T>
-void read_rows(B& backend, const FeatureRows& features, Range range, T* to) {
+template <Backend B, class Uploads, class T>
+void read_rows(Uploads& uploads, const FeatureRows& features, Range range, T* to) {
   if constexpr (HostBackend<B> && std::is_same_v<T, float>) {
     features.read(range, to);
   } else {
@@ -67,7 +67,7 @@ void read_rows(B& backend, const FeatureRows& features, Range range, T* to) {
       const Range some{row, std::min(range.end, row + piece)};
       features.read(some, values.data());
       for (std::size_t i = 0; i < values.size(); ++i) converted[i] = T(values[i]);
-      backend.upload(converted.data(), to + (row - range.begin) * width, some.size() * width);
+      uploads.upload(converted.data(), to + (row - range.begin) * width, some.size() * width);
     }
   }
 }
@@ -103,6 +103,7 @@ Batch<B> shard(B& backend, const SequenceParallelGroup<C>& group, std::span<cons
 
   batch.features = Tensor<B, typename B::value_type, 2>(backend, {rows, width});
   auto* next = batch.features.view().data;
+  auto uploads = uploads_beside(backend);  // the batch may be made while another is trained on
   HostVector<index_t> context_position, block_position;
   HostVector<std::int32_t> tokens;
   index_t context_at = 0, block_at = 0;
@@ -110,7 +111,7 @@ Batch<B> shard(B& backend, const SequenceParallelGroup<C>& group, std::span<cons
     const Blocks& own = blocks[i];
     detail::for_each_overlap(wanted, context_at, own.context_rows(), [&](Range part) {
       expects(samples[i].features->width() == width, "all samples have features of one width");
-      detail::read_rows(backend, *samples[i].features, part, next);
+      detail::read_rows<B>(uploads, *samples[i].features, part, next);
       next += part.size() * width;
       for (index_t p = part.begin; p < part.end; ++p) context_position.push_back(p);
     });

@@ -17,6 +17,7 @@
 #include "dflash/comm/host_memory.hpp"
 #include "dflash/core/tensor.hpp"
 #include "dflash/cuda/expects.hpp"
+#include "dflash/cuda/stream.hpp"
 #include "dflash/nccl/expects.hpp"
 #include "dflash/nccl/group.hpp"
 #include "dflash/nccl/watchdog.hpp"
@@ -34,7 +35,7 @@ class PendingNcclCollective {
  public:
   PendingNcclCollective() = default;
   /// `memory` is what the collective uses besides its arguments.
-  PendingNcclCollective(cudaStream_t stream, std::shared_ptr<detail::CudaMark> done,
+  PendingNcclCollective(cudaStream_t stream, std::shared_ptr<CudaMark> done,
                         std::shared_ptr<const void> memory = {})
       : stream_(stream), done_(std::move(done)), memory_(std::move(memory)) {}
   PendingNcclCollective(PendingNcclCollective&& o) noexcept = default;
@@ -56,7 +57,7 @@ class PendingNcclCollective {
 
  private:
   cudaStream_t stream_ = nullptr;
-  std::shared_ptr<detail::CudaMark> done_;
+  std::shared_ptr<CudaMark> done_;
   std::shared_ptr<const void> memory_;
 };
 
@@ -221,13 +222,13 @@ class NcclCommunicator {
   /// NCCL's stream goes on after what the backend has been given so far.
   template <class B>
   void follow(B& backend) {
-    const detail::CudaMark ready;
+    const CudaMark ready;
     cuda_expects(cudaEventRecord(ready.get(), backend.stream()), "a collective");
     cuda_expects(cudaStreamWaitEvent(group_->stream(), ready.get(), 0), "a collective");
   }
   /// The end of what NCCL's stream has been given so far.
-  std::shared_ptr<detail::CudaMark> mark(const char* collective) {
-    auto done = std::make_shared<detail::CudaMark>();
+  std::shared_ptr<CudaMark> mark(const char* collective) {
+    auto done = std::make_shared<CudaMark>();
     cuda_expects(cudaEventRecord(done->get(), group_->stream()), collective);
     group_->watchdog()->started(collective, done);
     return done;

@@ -19,24 +19,9 @@
 #include "dflash/core/config.hpp"
 #include "dflash/core/error.hpp"
 #include "dflash/cuda/expects.hpp"
+#include "dflash/cuda/stream.hpp"
 
 namespace dflash::detail {
-
-/// A CUDA event that lasts as long as somebody waits for it.
-class CudaMark {
- public:
-  CudaMark() {
-    cuda_expects(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming), "a CUDA event");
-  }
-  CudaMark(const CudaMark&) = delete;
-  CudaMark& operator=(const CudaMark&) = delete;
-  ~CudaMark() { cudaEventDestroy(event_); }
-
-  cudaEvent_t get() const { return event_; }
-
- private:
-  cudaEvent_t event_ = nullptr;
-};
 
 /// Looks after the collectives that this rank has started, on a thread of its own: the host does
 /// not wait for them, and a peer that is gone would keep the device waiting for ever. When NCCL
