@@ -44,12 +44,12 @@ TEST_CASE("a rank that stalls is named, and the job ends") {
     ThreadCommunicator::run(3,
                             [](ThreadCommunicator host) {
                               const int rank = host.rank();
-                              Nccl comm(std::move(host), {.time_out = 500ms});
+                              Nccl comm(std::move(host), {.time_out = 1500ms});
                               B backend;
                               Tensor<B, float, 1> x(backend, {1000});
                               fill(backend, x.view(), 1);
                               comm.all_reduce_sum(backend, x.view());
-                              if (rank == 1) std::this_thread::sleep_for(3s);
+                              if (rank == 1) std::this_thread::sleep_for(4500ms);
                               comm.all_reduce_sum(backend, x.view());
                               backend.synchronize();
                               comm.barrier();

@@ -1,8 +1,8 @@
 #pragma once
 
-// The emulator's counterpart of NCCL's header: the part that NcclCommunicator uses, between ranks
-// that are threads of one process. Messages are put in a stream like any work; a thread per
-// communicator drives its stream, as a GPU would, so that the host may wait elsewhere meanwhile.
+// The emulator's counterpart of NCCL's header: the part that NcclCommunicator uses. Messages are
+// put in a stream like any work and travel over a Link; a thread per communicator drives its
+// stream, as a GPU would, so that the host may wait elsewhere meanwhile.
 
 #include <cuda_runtime.h>
 
