@@ -12,6 +12,7 @@
 #include "dflash/cpu/linear.hpp"
 #include "dflash/cpu/linear_cross_entropy.hpp"
 #include "dflash/cpu/linear_cross_entropy_part.hpp"
+#include "dflash/cpu/linear_frozen.hpp"
 #include "dflash/cpu/rms_norm.hpp"
 #include "dflash/cpu/rope.hpp"
 #include "dflash/cpu/rows.hpp"

@@ -18,6 +18,15 @@ struct AdamWStep {
   double correction1, correction2;  // 1 - beta^t
 };
 
+/// One of several products that read the same rows: y = x w^T + bias, an empty bias being none.
+///                                                                 x (N, I)  w (O, I)  y (N, O)
+template <class Matrix, class T>
+struct FrozenProduct {
+  const Matrix* w;
+  View<const T, 1> bias;
+  View<T, 2> y;
+};
+
 /// What a backend computes: free functions, found by the backend's type. To port the library to a
 /// new device, write these. In is read, Out is written; a *_backward function adds to its outputs.
 /// Activations and weights are in the value type T; gradients of weights and whatever sums over

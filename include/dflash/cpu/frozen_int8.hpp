@@ -48,15 +48,6 @@ inline KernelOf<QuadStep<16>> int8_kernel(CpuPath path) {
   return {path, 2, 4, gemm_table<QuadStep<16>, PortableTile, 2>.data()};
 }
 
-/// y(n, c) *= x(c).                                                        x (C)  y (N, C)
-inline void scale_columns(CpuBackend<float>& backend, View<const float, 1> x, View<float, 2> y) {
-  const index_t columns = y.shape[1];
-  backend.for_parts(y.shape[0], columns, [=](Range part) {
-    for (index_t n = part.begin; n < part.end; ++n)
-      for (index_t c = 0; c < columns; ++c) y.data[n * columns + c] *= x.data[c];
-  });
-}
-
 /// The scale of a row: its largest number becomes 127. 0 if all are 0.
 inline float int8_scale(const float* row, index_t k) {
   float most = 0;

@@ -1,12 +1,12 @@
 #pragma once
 
 #include <algorithm>
+#include <concepts>
 #include <type_traits>
 
 #include "dflash/core/bfloat16.hpp"
 #include "dflash/core/tensor.hpp"
 #include "dflash/cpu/backend.hpp"
-#include "dflash/cpu/frozen_int8.hpp"
 #include "dflash/cpu/gemm.hpp"
 
 namespace dflash {
@@ -114,37 +114,6 @@ typename CpuBackend<T>::FrozenMatrix freeze(CpuBackend<T>& backend, View<const b
           k,
           backend.path(),
           backend.precision()};
-}
-
-/// y = x w^T with a frozen w: the same bits as with w itself, unless w was rounded.
-template <class T>
-void linear(CpuBackend<T>& backend, In<T, 2> x, const typename CpuBackend<T>::FrozenMatrix& w,
-            Out<T, 2> y) {
-  expects(x.shape[1] == w.columns && y.shape[0] == x.shape[0] && y.shape[1] == w.rows,
-          "linear: shapes differ");
-  const bool int8 = w.quads.size() != 0;
-  expects(w.path == backend.path() && (int8 || w.precision == backend.precision()),
-          "linear: w was frozen for another path or precision");
-  const index_t k = w.columns;
-  const auto multiply = [&](const auto& kernel, const auto* panels) {
-    using Panels = detail::Panels<std::remove_cvref_t<decltype(*panels)>>;
-    detail::for_slices(k, [&](Range ks) {
-      detail::multiply_blocks<T>(backend, kernel, {x.data, k, 1},
-                                 Panels{panels, kernel.stored_depth(k), w.rows}, ks, y, y.shape[1],
-                                 ks.begin > 0);
-    });
-  };
-  if constexpr (std::is_same_v<T, float>) {
-    using namespace detail;
-    if (int8) {
-      multiply(int8_kernel(w.path), w.quads.data());
-      return scale_columns(backend, View<const float, 1>{w.scales.data(), {w.rows}}, y);
-    }
-    if (w.precision != CpuPrecision::fp32)
-      return multiply(bfloat16_kernel(w.path, w.precision == CpuPrecision::bf16x3), w.pairs.data());
-    if (w.pairs.size() != 0) return multiply(widening_kernel(w.path), w.pairs.data());
-  }
-  multiply(backend.gemm_kernel(), w.data.data());
 }
 
 }  // namespace dflash

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <initializer_list>
+#include <span>
 #include <string>
 
 #include "dflash/core/attention_rule.hpp"
@@ -16,7 +18,7 @@ namespace dflash {
 template <class T>
 struct DecoderRows {
   In<T, 2> cos, sin;                  // (n, D / 2)
-  View<const index_t, 1> begin, end;  // (n): key rows [begin, end), and its own
+  View<const index_t, 1> begin, end;  // (n): key rows [begin, end), the last its own
 };
 
 /// Keys and values of one layer: those of `first` earlier rows, then room for the rows at hand.
@@ -91,6 +93,7 @@ class DecoderLayer {
  private:
   using Activations = Tensor<B, T, 2>;
   using Matrix = FrozenLinear<B>;
+  using Product = FrozenProduct<typename B::FrozenMatrix, T>;
 
   void attend(Out<T, 2> x, const DecoderRows<T>& at, const DecoderKeys<T>& keys) const {
     const index_t n = x.shape[0];
@@ -99,14 +102,15 @@ class DecoderLayer {
     Activations q(*backend_, {n, q_.outputs}), attended(*backend_, {n, q_.outputs});
     {
       const Activations normed = norm(x, input_norm_);
-      multiply(normed.view(), q_, q.view());
-      multiply(normed.view(), k_, flat(k));
-      multiply(normed.view(), v_, flat(v));
+      multiply(normed.view(), {product(q_, q.view()), product(k_, flat(k)), product(v_, flat(v))});
     }
     turn(as_heads(q.view(), head_dim_), q_norm_, at);
     turn(k, k_norm_, at);
-    const AttentionRule rule{
-        {at.begin, at.end, 1, window_}, cut_.groups, 1 / std::sqrt(double(head_dim_))};
+    // A row's own key is the last of its context rather than a source of one row.
+    BlockMask mask{at.begin, at.end};
+    mask.own_blocks = {0, 0};
+    if (window_ > 0) mask.window = window_ + 1;
+    const AttentionRule rule{mask, cut_.groups, 1 / std::sqrt(double(head_dim_))};
     Tensor<B, typename B::accumulator_type, 2> lse(*backend_, {n, cut_.heads.size()});
     attention(*backend_, as_heads(View<const T, 2>(q.view()), head_dim_),
               KeyValue<const T>{keys.k, keys.v, k, v}, rule, as_heads(attended.view(), head_dim_),
@@ -119,8 +123,7 @@ class DecoderLayer {
         up(*backend_, {x.shape[0], up_.outputs});
     {
       const Activations normed = norm(x, post_norm_);
-      multiply(normed.view(), gate_, gate.view());
-      multiply(normed.view(), up_, up.view());
+      multiply(normed.view(), {product(gate_, gate.view()), product(up_, up.view())});
     }
     swiglu(*backend_, gate.view(), up.view(), gate.view());
     add_product(gate.view(), down_, x);
@@ -136,9 +139,10 @@ class DecoderLayer {
     Tensor<B, A, 1> rstd(*backend_, {x.shape[0]});
     rms_norm(*backend_, x, scale.view(), A(eps_), y, rstd.view());
   }
-  void multiply(In<T, 2> x, const Matrix& m, Out<T, 2> y) const {
-    column_.forward(x, m.weight, m.bias.view(), y);
+  void multiply(In<T, 2> x, std::initializer_list<Product> products) const {
+    column_.forward(x, std::span(products.begin(), products.size()));
   }
+  static Product product(const Matrix& m, Out<T, 2> y) { return {&m.weight, m.bias.view(), y}; }
   /// y += x m^T, summed over the ranks.
   void add_product(In<T, 2> x, const Matrix& m, Out<T, 2> y) const {
     Activations product(*backend_, {y.shape[0], y.shape[1]});

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <span>
+
 #include "dflash/comm/group_operations.hpp"
 #include "dflash/core/operations.hpp"
 
@@ -23,6 +25,15 @@ class ColumnParallelLinear {
   void forward(In<T, 2> x, const Weight& w, In<T, 1> bias, Out<T, 2> y) const {
     linear(*backend_, x, w, y);
     if (bias.size() > 0) add_rows(*backend_, bias, y);
+  }
+
+  /// The same for several frozen layers that read the same x, on backends that can at once.
+  template <class Matrix>
+  void forward(In<T, 2> x, std::span<const FrozenProduct<Matrix, T>> products) const {
+    if constexpr (requires { linear_each(*backend_, x, products); })
+      linear_each(*backend_, x, products);
+    else
+      for (const auto& [w, bias, y] : products) forward(x, *w, bias, y);
   }
 
   /// Adds to dx, dw and dbias (empty: none). dx gets the sum over the ranks, on each.

@@ -97,7 +97,7 @@ class TargetModel {
     Rows rows;
     for (std::size_t i = 0; i + 1 < offsets.size(); ++i)
       for (index_t row = offsets[i]; row < offsets[i + 1]; ++row)
-        rows.add(row - offsets[i], offsets[i], row);
+        rows.add(row - offsets[i], offsets[i], row + 1);
     for (const index_t end : offsets.subspan(1)) rows.last.push_back(std::int32_t(end - 1));
     // Keys are of use within their layer only: one layer's memory serves all.
     const index_t n = index_t(tokens.size());
@@ -115,7 +115,7 @@ class TargetModel {
     expects(cache.layers() == config_.layers, "TargetModel: the cache is of another model");
     const index_t n = index_t(tokens.size()), held = cache.length();
     Rows rows;
-    for (index_t row = held; row < held + n; ++row) rows.add(row, 0, row);
+    for (index_t row = held; row < held + n; ++row) rows.add(row, 0, row + 1);
     rows.last.push_back(std::int32_t(n - 1));
     cache.prepare(n);
     auto output = run(tokens, rows, config_.layers, request, [&](index_t layer) {
@@ -177,8 +177,8 @@ class TargetModel {
     std::vector<index_t> position, begin, end;  // (n)
     std::vector<std::int32_t> last;             // rows that end a sample
 
-    void add(index_t at, index_t first_key, index_t own_key) {
-      position.push_back(at), begin.push_back(first_key), end.push_back(own_key);
+    void add(index_t at, index_t first_key, index_t keys_end) {
+      position.push_back(at), begin.push_back(first_key), end.push_back(keys_end);
     }
   };
 
