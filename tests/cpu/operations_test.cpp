@@ -6,7 +6,9 @@
 #include <vector>
 
 #include "cpu/support.hpp"
+#include "dflash/core/bfloat16.hpp"
 #include "dflash/cpu.hpp"
+#include "dflash/cpu/convert.hpp"
 
 using namespace dflash;
 using namespace dflash_test;
@@ -307,4 +309,47 @@ TEST_CASE_TEMPLATE("the bits of a row depend on neither place nor threads", T, f
           CHECK(std::memcmp(part.data(), &all[at(begin * width)], at(n * width) * sizeof(T)) == 0);
         }
     }
+}
+
+TEST_CASE("columns, parts of attention and conversions are right on any number of threads") {
+  const index_t rows = 2000, heads = 4, dim = 70, width = heads * dim, first = dim;
+  const auto x = random<float>(rows * width, 1), part = random<float>(rows * 2 * dim, 2),
+             part_lse = random<float>(rows * 2, 3), some_lse = random<float>(rows * heads, 4);
+  std::vector<std::vector<float>> results;
+  for (int threads : {1, 3}) {
+    CpuBackend<float> backend(threads);
+    std::vector<float> some(at(rows * 2 * dim)), sum = x, y = x, lse = some_lse, narrow_again(x);
+    copy_columns(backend, matrix(x, rows, width), first, matrix(some, rows, 2 * dim));
+    add_columns(backend, matrix(part, rows, 2 * dim), first, matrix(sum, rows, width));
+    merge_attention(backend, View<const float, 3>{part.data(), {rows, 2, dim}},
+                    matrix(part_lse, rows, 2), 1, View<float, 3>{y.data(), {rows, heads, dim}},
+                    matrix(lse, rows, heads));
+    std::vector<bfloat16> narrow(x.size());
+    const View<bfloat16, 1> there{narrow.data(), {rows * width}};
+    convert(backend, flat(x), there);
+    convert(backend, View<const bfloat16, 1>(there), flat(narrow_again));
+    double worst = 0;
+    for (index_t n = 0; n < rows; ++n)
+      for (index_t c = 0; c < width; ++c) {
+        const index_t i = n * width + c, j = n * 2 * dim + c - first, h = c / dim;
+        const bool inside = c >= first && c < first + 2 * dim;
+        worst = std::max(worst, inside ? std::abs(double(some[at(j)]) - double(x[at(i)])) : 0);
+        const double added = inside ? double(x[at(i)] + part[at(j)]) : double(x[at(i)]);
+        worst = std::max(worst, std::abs(double(sum[at(i)]) - added));
+        double merged = double(x[at(i)]);
+        if (inside) {
+          const double a = std::exp(double(some_lse[at(n * heads + h)])),
+                       b = std::exp(double(part_lse[at(n * 2 + h - 1)]));
+          merged = (a * merged + b * double(part[at(j)])) / (a + b);
+        }
+        worst = std::max(worst, std::abs(double(y[at(i)]) - merged));
+        worst = std::max(worst,
+                         std::abs(double(narrow_again[at(i)]) - double(float(bfloat16(x[at(i)])))));
+      }
+    CHECK(worst < 1e-6);
+    y.insert(y.end(), lse.begin(), lse.end());
+    y.insert(y.end(), sum.begin(), sum.end());
+    results.push_back(y);
+  }
+  CHECK(same_bits(results[0], results[1]));
 }

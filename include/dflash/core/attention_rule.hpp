@@ -82,7 +82,8 @@ struct HeadGroups {
 struct AttentionRule {
   BlockMask mask;
   HeadGroups heads = {};
-  double scale = 1;  // of q k^T, before the softmax
+  double scale = 1;        // of q k^T, before the softmax
+  bool may_round = false;  // the factors, to the precision of products with weights
 };
 
 }  // namespace dflash

@@ -68,41 +68,73 @@ template <int Bytes, class T>
   }
 }
 
-/// out = row m or out += row m, each sum one chain of multiply-adds, for some vectors of columns.
-template <int Bytes, int Vectors, class T>
-[[gnu::always_inline]] inline void row_product(const T* row, index_t n, const T* m, index_t step,
-                                               T* out, bool add) {
-  using V = Vector<T, Bytes>;
+/// c = a b or c += a b for some rows and some vectors of columns, each sum one chain.
+template <class Step, int Rows, int Vectors>
+[[gnu::always_inline]] inline void few_products(const typename Step::A* a, index_t a_row, index_t n,
+                                                const typename Step::B* b, index_t b_step,
+                                                typename Step::Scalar* c, index_t c_row, bool add) {
+  using V = typename Step::V;
   using Memory = typename V::Memory;
-  typename V::Register sum[Vectors] = {};
-  for (index_t i = 0; i < n; ++i, m += step)
+  typename V::Register sum[Rows][Vectors] = {};
+  for (index_t i = 0; i < n; ++i, b += b_step) {
+    typename Step::Factor factor[Vectors];
 #pragma GCC unroll 4
-    for (int v = 0; v < Vectors; ++v) sum[v] = row[i] * *(const Memory*)(m + v * V::lanes) + sum[v];
+    for (int v = 0; v < Vectors; ++v) Step::load(b + v * V::lanes, factor[v]);
 #pragma GCC unroll 4
-  for (int v = 0; v < Vectors; ++v) {
-    Memory* const to = (Memory*)(out + v * V::lanes);
-    *to = add ? sum[v] + *to : sum[v];
+    for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 4
+      for (int v = 0; v < Vectors; ++v) Step::multiply(a + r * a_row + i, factor[v], sum[r][v]);
   }
+#pragma GCC unroll 4
+  for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < Vectors; ++v) {
+      Memory* const to = (Memory*)(c + r * c_row + v * V::lanes);
+      *to = add ? sum[r][v] + *to : sum[r][v];
+    }
 }
 
-/// The same for whole vectors of columns, or any columns if n is at most key_chunk.
-///                                                            row (n)  m (n, columns)
-template <int Bytes, class T>
-[[gnu::always_inline]] inline void row_product(const T* row, index_t n, const T* m, index_t step,
-                                               index_t columns, T* out, bool add) {
-  constexpr index_t lanes = Vector<T, Bytes>::lanes;
-  index_t c = 0;
-  for (; c + 4 * lanes <= columns; c += 4 * lanes)
-    row_product<Bytes, 4>(row, n, m + c, step, out + c, add);
-  for (; c + lanes <= columns; c += lanes) row_product<Bytes, 1>(row, n, m + c, step, out + c, add);
-  if (c == columns) return;
+/// The same for any columns, if n is at most key_chunk where they are not whole vectors.
+template <class Step, int Rows>
+[[gnu::always_inline]] inline void few_products(const typename Step::A* a, index_t a_row, index_t n,
+                                                const typename Step::B* b, index_t b_step,
+                                                index_t columns, typename Step::Scalar* c,
+                                                index_t c_row, bool add) {
+  constexpr index_t lanes = Step::V::lanes;
+  index_t j = 0;
+  for (; j + 4 * lanes <= columns; j += 4 * lanes)
+    few_products<Step, Rows, 4>(a, a_row, n, b + j, b_step, c + j, c_row, add);
+  for (; j + lanes <= columns; j += lanes)
+    few_products<Step, Rows, 1>(a, a_row, n, b + j, b_step, c + j, c_row, add);
+  if (j == columns) return;
   // A copy fills the last vector up: compilers take scalar sums apart into products and additions.
-  T part[key_chunk * lanes], last[lanes];
+  typename Step::B part[key_chunk * lanes];
+  typename Step::Scalar last[Rows * lanes];
   for (index_t i = 0; i < n; ++i)
     for (index_t l = 0; l < lanes; ++l)
-      part[i * lanes + l] = c + l < columns ? m[i * step + c + l] : 0;
-  row_product<Bytes, 1>(row, n, part, lanes, last, false);
-  for (index_t l = 0; c + l < columns; ++l) out[c + l] = add ? last[l] + out[c + l] : last[l];
+      part[i * lanes + l] = j + l < columns ? b[i * b_step + j + l] : typename Step::B(0);
+  few_products<Step, Rows, 1>(a, a_row, n, part, lanes, last, lanes, false);
+  for (index_t r = 0; r < Rows; ++r)
+    for (index_t l = 0; j + l < columns; ++l) {
+      auto& to = c[r * c_row + j + l];
+      to = add ? last[r * lanes + l] + to : last[r * lanes + l];
+    }
+}
+
+/// The same for any rows.                                   a (rows, n)  b (n, columns)
+template <class Step>
+[[gnu::always_inline]] inline void few_products(const typename Step::A* a, index_t a_row,
+                                                index_t rows, index_t n, const typename Step::B* b,
+                                                index_t b_step, index_t columns,
+                                                typename Step::Scalar* c, index_t c_row, bool add) {
+  index_t i = 0;
+  // Sixteen registers hold no more sums.
+  for (; sizeof(typename Step::V::Register) == 64 && i + 3 <= rows; i += 3)
+    few_products<Step, 3>(a + i * a_row, a_row, n, b, b_step, columns, c + i * c_row, c_row, add);
+  for (; i + 2 <= rows; i += 2)
+    few_products<Step, 2>(a + i * a_row, a_row, n, b, b_step, columns, c + i * c_row, c_row, add);
+  if (i < rows)
+    few_products<Step, 1>(a + i * a_row, a_row, n, b, b_step, columns, c + i * c_row, c_row, add);
 }
 
 /// f(the path's width of vectors), compiled for them if f is always_inline.
@@ -120,37 +152,6 @@ void on_vectors(CpuPath path, F f) {
 #endif
   auto run = [&]() __attribute__((always_inline)) { f(std::integral_constant<int, 16>()); };
   run_portable(run);
-}
-
-/// The scores of a chunk's rows.        q (rows, dim)  score (rows, key_chunk)  scratch (dim,
-/// key_chunk)
-template <class T>
-void scores_of_few(CpuPath path, const T* q, const T* keys, index_t step, index_t dim,
-                   const KeyChunk& chunk, T* score, T* scratch) {
-  on_vectors(
-      path, [ =, &chunk ](auto bytes) __attribute__((always_inline)) {
-        constexpr index_t lanes = Vector<T, bytes>::lanes;
-        turn_keys<bytes>(keys + chunk.first * step, step, chunk.slots, dim, scratch);
-        const index_t begin = chunk.slots.begin / lanes * lanes,
-                      end = (chunk.slots.end + lanes - 1) / lanes * lanes;
-        for (index_t i = chunk.rows.begin; i < chunk.rows.end; ++i)
-          row_product<bytes>(q + i * dim, dim, scratch + begin, key_chunk, end - begin,
-                             score + i * key_chunk + begin, false);
-      });
-}
-
-/// y += the chunk's values, weighted.        share (rows, key_chunk)  y (rows, dim)
-template <class T>
-void add_values_of_few(CpuPath path, const T* share, const T* values, index_t step, index_t dim,
-                       const KeyChunk& chunk, T* y) {
-  on_vectors(
-      path, [ =, &chunk ](auto bytes) __attribute__((always_inline)) {
-        const Range slots = chunk.slots;
-        for (index_t i = chunk.rows.begin; i < chunk.rows.end; ++i)
-          row_product<bytes>(share + i * key_chunk + slots.begin, slots.size(),
-                             values + (chunk.first + slots.begin) * step, step, dim, y + i * dim,
-                             true);
-      });
 }
 
 }  // namespace dflash::detail

@@ -41,6 +41,33 @@ struct KeyChunk {
   index_t width() const { return (slots.end + 15) / 16 * 16; }
 };
 
+/// f(chunk) for some rows at a time of a chunk, whose rows are query rows as yet, where later ones
+/// see more of it than earlier ones. What a row does not see adds nothing to its sums.
+template <class F>
+void for_each_step(const QueryTile& tile, const KeyChunk& chunk, F&& f) {
+  constexpr index_t step = 16, few = 12;
+  const index_t heads = tile.heads.size();
+  bool rising = true;
+  for (index_t u = chunk.rows.begin + 1; u < chunk.rows.end; ++u)
+    rising = rising && chunk.visible[u - 1].end <= chunk.visible[u].end;
+  KeyChunk part = chunk;
+  const auto end_at = [&](index_t u, index_t slots) {
+    part.rows.end = u * heads;
+    part.slots.end = slots;
+    if (part.slots.begin < part.slots.end) f(part);
+    part.rows.begin = u * heads;
+  };
+  part.rows.begin = chunk.rows.begin * heads;
+  index_t slots = 0;
+  for (index_t u = chunk.rows.begin; u < chunk.rows.end; ++u) {
+    const index_t last = (chunk.visible[u].end - chunk.first + step - 1) / step * step,
+                  own = rising ? std::min(last, chunk.slots.end) : chunk.slots.end;
+    if (own > slots && u * heads - part.rows.begin >= few) end_at(u, slots);
+    slots = std::max(slots, own);
+  }
+  end_at(chunk.rows.end, slots);
+}
+
 /// f(chunk) for the chunks of rows [begin, ...) of one source that query rows [some) of the tile
 /// see.
 template <class F>
@@ -65,12 +92,7 @@ void for_each_chunk(const QueryTile& tile, bool own, Range some, index_t begin, 
        at += key_chunk) {
     const Range keys = bounds({at, at + key_chunk}, rows);
     if (keys.begin >= keys.end) continue;
-    const index_t heads = tile.heads.size();
-    f(KeyChunk{own,
-               at,
-               {keys.begin - at, keys.end - at},
-               {rows.begin * heads, rows.end * heads},
-               visible});
+    for_each_step(tile, {own, at, {keys.begin - at, keys.end - at}, rows, visible}, f);
   }
 }
 

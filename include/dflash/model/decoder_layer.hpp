@@ -110,7 +110,7 @@ class DecoderLayer {
     BlockMask mask{at.begin, at.end};
     mask.own_blocks = {0, 0};
     if (window_ > 0) mask.window = window_ + 1;
-    const AttentionRule rule{mask, cut_.groups, 1 / std::sqrt(double(head_dim_))};
+    const AttentionRule rule{mask, cut_.groups, 1 / std::sqrt(double(head_dim_)), true};
     Tensor<B, typename B::accumulator_type, 2> lse(*backend_, {n, cut_.heads.size()});
     attention(*backend_, as_heads(View<const T, 2>(q.view()), head_dim_),
               KeyValue<const T>{keys.k, keys.v, k, v}, rule, as_heads(attended.view(), head_dim_),
