@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstddef>
 #include <memory>
 #include <numeric>
 #include <span>
@@ -277,22 +278,40 @@ class NcclCommunicator {
     });
   }
 
+  struct Scratch {
+    cudaStream_t stream;  // in whose order the memory is used
+    void* data;
+    index_t bytes;
+    std::shared_ptr<const void> memory;
+  };
+  /// What the sums that are under way receive into, one after the other.
+  template <StreamBackend B>
+  std::shared_ptr<Scratch> shared_scratch(B& backend, index_t bytes) {
+    auto scratch = scratch_.lock();
+    if (scratch != nullptr && scratch->stream == backend.stream() && scratch->bytes >= bytes)
+      return scratch;
+    using Memory = typename B::template Buffer<std::byte>;
+    const auto memory = std::make_shared<Memory>(backend.template allocate<std::byte>(bytes));
+    scratch.reset(new Scratch{backend.stream(), memory->data(), bytes, memory});
+    scratch_ = scratch;
+    return scratch;
+  }
+
   /// On NCCL's stream: out = sum over ranks of this rank's part. In rounds, so that what is
-  /// received at a time is bounded. Returns the memory that they use.
+  /// received at a time is bounded. Returns the memory that they use, until they are over.
   template <class T, StreamBackend B>
   std::shared_ptr<const void> add_up(B& backend, const char* collective, In<T, 1> in,
                                      std::span<const index_t> counts, View<T, 1> out) {
     const index_t most = *std::max_element(counts.begin(), counts.end());
     const index_t segment = std::max<index_t>(1, options_.scratch_bytes / bytes<T>(size()));
-    auto scratch = std::make_shared<typename B::template Buffer<T>>(
-        backend.template allocate<T>(std::min(segment, out.size()) * size()));
+    auto scratch = shared_scratch(backend, bytes<T>(std::min(segment, out.size()) * size()));
     follow(backend);
     for (index_t begin = 0; begin < most; begin += segment) {
       const auto now = [&](auto part) {
         return part.rows({std::min(begin, part.size()), std::min(begin + segment, part.size())});
       };
       const View<T, 1> sum = now(out);
-      const View<T, 2> parts{scratch->data(), {size(), sum.size()}};
+      const View<T, 2> parts{static_cast<T*>(scratch->data), {size(), sum.size()}};
       exchange<T>(
           collective, [&](int to) { return now(block(in, counts, to)); },
           [&](int from) {
@@ -314,6 +333,7 @@ class NcclCommunicator {
   H host_;
   NcclOptions options_;
   std::shared_ptr<detail::NcclGroup> group_;
+  std::weak_ptr<Scratch> scratch_;
   Traffic traffic_;
 };
 
