@@ -20,23 +20,31 @@ bool has_few_rows(index_t rows, index_t dim) {
 }
 
 /// The first or the second halves of a and b, element by element in turns.
-template <int Half, class Register, int... I>
-[[gnu::always_inline]] inline void interleave(const Register& a, const Register& b, Register& to,
-                                              std::integer_sequence<int, I...>) {
-  constexpr int lanes = sizeof...(I);
-  to = __builtin_shufflevector(a, b, (Half * (lanes / 2) + I / 2 + I % 2 * lanes)...);
+template <int Lanes, int Half, class Register>
+[[gnu::always_inline]] inline void interleave(const Register& a, const Register& b, Register& to) {
+  constexpr int i = Half * (Lanes / 2), j = i + Lanes;
+  if constexpr (Lanes == 2) {
+    to = __builtin_shufflevector(a, b, i, j);
+  } else if constexpr (Lanes == 4) {
+    to = __builtin_shufflevector(a, b, i, j, i + 1, j + 1);
+  } else if constexpr (Lanes == 8) {
+    to = __builtin_shufflevector(a, b, i, j, i + 1, j + 1, i + 2, j + 2, i + 3, j + 3);
+  } else {
+    static_assert(Lanes == 16);
+    to = __builtin_shufflevector(a, b, i, j, i + 1, j + 1, i + 2, j + 2, i + 3, j + 3, i + 4, j + 4,
+                                 i + 5, j + 5, i + 6, j + 6, i + 7, j + 7);
+  }
 }
 
 /// Element j of register i becomes element i of register j.
 template <int Lanes, class Register>
 [[gnu::always_inline]] inline void turn(Register (&r)[Lanes]) {
-  constexpr auto lanes = std::make_integer_sequence<int, Lanes>();
   for (int stage = 1; stage < Lanes; stage *= 2) {
     Register to[Lanes];
 #pragma GCC unroll 16
     for (int i = 0; i < Lanes / 2; ++i) {
-      interleave<0>(r[i], r[i + Lanes / 2], to[2 * i], lanes);
-      interleave<1>(r[i], r[i + Lanes / 2], to[2 * i + 1], lanes);
+      interleave<Lanes, 0>(r[i], r[i + Lanes / 2], to[2 * i]);
+      interleave<Lanes, 1>(r[i], r[i + Lanes / 2], to[2 * i + 1]);
     }
 #pragma GCC unroll 16
     for (int i = 0; i < Lanes; ++i) r[i] = to[i];

@@ -53,7 +53,8 @@ class GradientParts {
     KeyValue<T> to = dkv_;
     to.k_context.data = sum(own, 0) - own.keys.begin * width_;
     to.v_context.data = sum(own, 1) - own.keys.begin * width_;
-    for (T* data : {to.k_context.data, to.v_context.data})
+    T* const both[] = {to.k_context.data, to.v_context.data};
+    for (T* data : both)
       for (index_t n = own.keys.begin; n < own.keys.end; ++n)
         std::fill_n(data + n * width_ + g * dim, dim, T(0));
     return to;
