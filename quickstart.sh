@@ -12,7 +12,7 @@ say() { printf '\n[%3d s] %s\n' $((SECONDS - start)) "$*"; }
 
 say "1/5 packages"
 cmake/install_packages.sh cmake ninja-build g++ libeigen3-dev nlohmann-json3-dev libcli11-dev \
-  libpcre2-dev libutf8proc-dev libxxhash-dev
+  libpcre2-dev libutf8proc-dev libxxhash-dev zlib1g-dev
 
 mkdir -p build
 say "2/5 building the programs (their arithmetic optimised)"

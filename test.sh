@@ -63,7 +63,7 @@ finish() {
 
 stage "packages" 2
 cmake/install_packages.sh cmake ninja-build g++ clang libeigen3-dev nlohmann-json3-dev \
-  libcli11-dev doctest-dev libpcre2-dev libutf8proc-dev libxxhash-dev libopenmpi-dev openmpi-bin ||
+  libcli11-dev doctest-dev libpcre2-dev libutf8proc-dev libxxhash-dev zlib1g-dev libopenmpi-dev openmpi-bin ||
   { failed=1; finish; }
 $all && { cmake/install_packages.sh libdnnl-dev ocl-icd-opencl-dev || { failed=1; finish; }; }
 took
@@ -145,7 +145,7 @@ sanitized() { # preset, pattern of tests
   for test in $targets; do check "$test under $1" "$folder/tests/$test"; done
 }
 
-if $all; then readers='.'; else readers='/(io|text|data)/|/cuda/(attention|backend|emulation|linear_cross_entropy|operations)_test|tests_of_files|parallel_stages'; fi
+if $all; then readers='.'; else readers='/(io|text|data|import)/|/cuda/(attention|backend|emulation|linear_cross_entropy|operations)_test|tests_of_files|parallel_stages'; fi
 stage "address and undefined-behaviour sanitizers: readers of files, kernels, the parallel path" 7
 sanitized sanitize "$readers"
 took

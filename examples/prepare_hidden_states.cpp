@@ -11,6 +11,7 @@
 #include "device.hpp"
 #include "guarded.hpp"
 #include "launch.hpp"
+#include "store_options.hpp"
 #include "tokenized_data.hpp"
 
 using namespace dflash;
@@ -20,40 +21,21 @@ namespace fs = std::filesystem;
 namespace {
 
 struct Options {
-  fs::path target, draft_config, output = "cache/hidden_states";
-  std::string model_type = "eagle3", dtype = "target";
+  examples::StoreOptions store;
+  std::string model_type = "eagle3";
   examples::Device device;
-  index_t num_draft_layers = 5, block_size = 16, batch_size = 32, shard_mib = 256;
-  std::vector<index_t> layer_ids;
+  index_t batch_size = 32;
   index_t tensor_parallel = 1;  // ranks that hold a target together
   int threads = 0;
   examples::TargetStorage storage;
   examples::DataOptions data;
 
   void add_to(CLI::App& app) {
-    app.add_option("--target-model-path", target, "Hugging Face folder of the target")->required();
+    store.add_to(app);
     data.add_to(app, "--data-path", 2048);
-    app.add_option("--output-path", output, "folder of the store")->capture_default_str();
     app.add_option("--model-type", model_type, "what the states are for: eagle3 or dflash")
         ->capture_default_str();
-    app.add_option("--draft-config-path", draft_config,
-                   "take captured layers and block size from this draft");
-    app.add_option("--num-draft-layers", num_draft_layers,
-                   "capture as many layers as a draft of this depth sees by default")
-        ->capture_default_str()
-        ->check(CLI::PositiveNumber);
-    app.add_option("--target-layer-ids", layer_ids, "capture just these layers");
-    app.add_option("--block-size", block_size, "that the sample filter counts in")
-        ->capture_default_str()
-        ->check(CLI::PositiveNumber);
     app.add_option("--batch-size", batch_size, "samples that pass the target together")
-        ->capture_default_str()
-        ->check(CLI::PositiveNumber);
-    app.add_option("--dtype", dtype,
-                   "of the stored states: target, bf16, f32 or f8_e4m3 (a scale per row)")
-        ->check(CLI::IsMember({"target", "bf16", "f32", "f8_e4m3"}))
-        ->capture_default_str();
-    app.add_option("--shard-size", shard_mib, "MiB of a shard")
         ->capture_default_str()
         ->check(CLI::PositiveNumber);
     app.add_option("--tp-size", tensor_parallel, "ranks that hold the target together")
@@ -65,22 +47,6 @@ struct Options {
         ->capture_default_str()
         ->check(CLI::NonNegativeNumber);
   }
-
-  DType stored_dtype(const TargetConfig& config) const {
-    if (dtype == "f8_e4m3") return DType::f8_e4m3;
-    if (dtype == "f32" || (dtype == "target" && config.dtype == "float32")) return DType::f32;
-    return DType::bf16;
-  }
-
-  std::vector<index_t> layers(index_t target_layers) const {
-    std::vector<index_t> ids = layer_ids;
-    if (ids.empty() && model_type == "eagle3") ids = {1, target_layers / 2 - 1, target_layers - 4};
-    if (ids.empty() && !draft_config.empty())
-      ids = DraftConfig::read(draft_config).target_layer_ids;
-    if (ids.empty()) ids = default_target_layer_ids(target_layers, num_draft_layers);
-    check_target_layer_ids(ids, target_layers, target.string());
-    return ids;
-  }
 };
 
 constexpr index_t pack_tokens = 16384;  // that pass the target together, at most
@@ -91,32 +57,33 @@ template <Communicator C>
 class Capture {
  public:
   Capture(C world, B& backend, const Options& options, const std::vector<TokenizedSample>& samples,
-          const ShardPlan& plan, const std::vector<index_t>& layers)
+          const ShardPlan& plan)
       : backend_(&backend),
         options_(&options),
         samples_(&samples),
         plan_(&plan),
-        layers_(&layers),
+        layers_(plan.description().layer_ids),
         world_(std::move(world)),
         group_(world_, options.tensor_parallel) {}
 
   void run() {
     std::optional<StoreFolder> store;
     if (world_.rank() == 0) {
-      store.emplace(options_->output, *plan_);
+      store.emplace(options_->store.output, *plan_);
       store->expect_space();
       store->update();
     }
     const auto missing = list_of_first(store ? store->missing() : std::vector<index_t>());
     done_ = plan_->size() - samples_of(missing);
     if (store && missing.empty())
-      std::printf("nothing to do, the store is complete: %s\n", options_->output.string().c_str());
+      std::printf("nothing to do, the store is complete: %s\n",
+                  options_->store.output.string().c_str());
     else if (store && done_ > 0)
       std::printf("continuing behind %td samples\n", done_);
     if (missing.empty()) return;
     start_ = seconds_now();
     progress_.emplace(std::cout, is_terminal(stdout), "samples", plan_->size(), done_);
-    const TargetModel target(*backend_, group_, options_->target, options_->storage);
+    const TargetModel target(*backend_, group_, options_->store.target, options_->storage);
 
     const auto groups = std::size_t(group_.groups());
     const auto turns = plan_->runs(missing, turn_rows(missing));
@@ -178,7 +145,7 @@ class Capture {
   /// While a pack is written the next one passes the target.
   void write(const TargetModel<B, C>& target, const std::vector<index_t>& shards, bool first) {
     std::optional<ShardWriter> writer;
-    if (group_.rank() == 0) writer.emplace(options_->output, *plan_, shards);
+    if (group_.rank() == 0) writer.emplace(options_->store.output, *plan_, shards);
     std::future<void> written;  // waits when it goes, before the writer does
     index_t here = 0, here_rows = 0;
     for (const Range range : plan_->samples(shards))
@@ -187,7 +154,7 @@ class Capture {
                                    pack_tokens);
         const std::span samples(samples_->data() + pack.begin, std::size_t(pack.size()));
         const auto captured =
-            examples::capture(target, samples, *layers_, options_->model_type == "eagle3");
+            examples::capture(target, samples, layers_, options_->model_type == "eagle3");
         if (writer) {
           auto features = on_host(captured.output.features),
                last_hidden = on_host(captured.output.last_hidden);
@@ -239,7 +206,7 @@ class Capture {
   const Options* options_;
   const std::vector<TokenizedSample>* samples_;
   const ShardPlan* plan_;
-  const std::vector<index_t>* layers_;
+  std::vector<index_t> layers_;
   C world_;
   TensorParallelGroup<C> group_;
   std::optional<CountProgress> progress_;
@@ -265,38 +232,21 @@ int main(int argc, char** argv) {
                   " (--tp-size) do not divide");
 
     FilterOptions filter{.model_type = model_type_from(options.model_type),
-                         .block_size = options.draft_config.empty()
-                                           ? options.block_size
-                                           : DraftConfig::read(options.draft_config).block_size};
+                         .block_size = options.store.blocks_of()};
     const bool eagle3 = filter.model_type == ModelType::eagle3;
-    const TargetConfig config = TargetConfig::read(options.target);
-    const std::vector<index_t> layers = options.layers(config.layers);
-    const Tokenizer tokenizer(options.target);
-    const auto data = examples::read_samples(options.data, tokenizer, filter, config.vocabulary);
-
-    ShardPlan plan({.model_type = options.model_type,
-                    .target_name = options.target.filename().string(),
-                    .target_fingerprint = target_fingerprint(options.target),
-                    .layer_ids = layers,
-                    .hidden_size = config.hidden,
-                    .dtype = options.stored_dtype(config),
-                    .rope_parameters = config.json.value("rope_scaling", nlohmann::json()),
-                    .tokenizer_fingerprint = fingerprint_of_file(options.target / "tokenizer.json"),
-                    .block_size = filter.block_size,
-                    .sample_filter = eagle3 ? "none" : options.data.filter,
-                    .shard_bytes = options.shard_mib << 20});
+    ShardPlan plan(
+        options.store.describe(options.model_type, eagle3 ? "none" : options.data.filter));
+    const auto data = examples::read_samples(options.data, Tokenizer(options.store.target), filter,
+                                             TargetConfig::read(options.store.target).vocabulary);
     for (const auto& sample : data.samples) plan.add(sample);
-    if (launcher.first())
-      std::printf("%td rows of %zu layers x %td: %s to store, %s free\n", plan.rows(),
-                  layers.size(), config.hidden, bytes_text(plan.bytes()).c_str(),
-                  bytes_text(free_disk_bytes(options.output)).c_str());
+    if (launcher.first()) examples::print_size(plan, options.store.output);
     launcher.run([&](auto world) {
       B backend = options.device.backend(launcher.threads(options.threads));
-      Capture(std::move(world), backend, options, data.samples, plan, layers).run();
+      Capture(std::move(world), backend, options, data.samples, plan).run();
     });
     if (launcher.first()) {
       data.print();
-      std::printf("store: %s\n", options.output.string().c_str());
+      std::printf("store: %s\n", options.store.output.string().c_str());
     }
     return 0;
   });

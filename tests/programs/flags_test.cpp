@@ -46,6 +46,8 @@ TEST_CASE("every program lists its flags") {
        {"--target-model-path", "--draft-config-path", "--data-path", "--chat-template",
         "--output-path", "--model-type", "--sample-filter", "--block-size", "--num-draft-layers",
         "--max-length", "--batch-size", "--dtype", "--ranks", "--tp-size", "--dist-timeout"}},
+      {"import_hidden_states",
+       {"--hidden-states-path", "--target-model-path", "--target-layer-ids", "--output-path"}},
       {"train_offline", offline},
       {"train_online", online},
       {"evaluate",
