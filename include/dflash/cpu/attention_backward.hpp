@@ -96,8 +96,8 @@ void attention_backward(CpuBackend<T>& backend, In<T, 3> q,
         tile_delta[i] = delta.data[at];
       }
       std::fill_n(tile_dq, tile.rows() * dim, T(0));
-      pack_panels<T>(kernel, {tile_q, dim, 1}, tile.rows(), {0, dim}, packed_q);
-      pack_panels<T>(kernel, {tile_dy, dim, 1}, tile.rows(), {0, dim}, packed_dy);
+      pack_panels<T>(kernel, {tile_q, dim, 1}, {0, tile.rows()}, tile.rows(), {0, dim}, packed_q);
+      pack_panels<T>(kernel, {tile_dy, dim, 1}, {0, tile.rows()}, tile.rows(), {0, dim}, packed_dy);
       for_each_chunk(tile, [&](const KeyChunk& chunk) {
         const auto k = chunk.own ? kv.k_block : kv.k_context;
         const auto v = chunk.own ? kv.v_block : kv.v_context;

@@ -219,8 +219,8 @@ void pack_values(const GemmKernel<T>& kernel, const T* values, index_t key_step,
     const index_t left = std::min(dim - j, kernel.panel_columns()), width = kernel.width(left);
     T* const panel = to + j * k;
     std::fill_n(panel, unseen * width, T(0));
-    pack_panels<T>({values + (chunk.first + unseen) * key_step + j, key_step, 1}, k - unseen,
-                   {0, left}, width, 0, panel + unseen * width);
+    pack_panels<T>({values + (chunk.first + unseen) * key_step + j, key_step, 1}, {0, k - unseen},
+                   k - unseen, {0, left}, width, 0, panel + unseen * width);
   }
 }
 

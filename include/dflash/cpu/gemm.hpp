@@ -35,20 +35,25 @@ struct Panels {
   }
 };
 
-/// All columns of b in panels.                                      to (padded(columns), depth(k))
+/// Rows [ks) of b, which has k, in panels of columns [columns).     to (padded(columns), depth(k))
 template <class T>
-void pack_panels(const GemmKernel<T>& kernel, Strided<T> b, index_t k, Range columns, T* to) {
+void pack_panels(const GemmKernel<T>& kernel, Strided<T> b, Range ks, index_t k, Range columns,
+                 T* to) {
   on_path(
       kernel.path,
       [ =, width = kernel.panel_columns(), narrow = kernel.lanes ]()
-          __attribute__((always_inline)) { pack_panels(b, k, columns, width, narrow, to); });
+          __attribute__((always_inline)) { pack_panels(b, ks, k, columns, width, narrow, to); });
 }
 
+struct Nothing {
+  void operator()() const {}
+};
+
 /// c = a b or c += a b, on this thread, with rows [ks) of b, in elements. `a` gives the rows of a
-/// range.                                                      a (rows, ks)  c (rows, columns)
-template <class T, class A, class B, class RowsOfA>
+/// range. `between` is called after every tile.                a (rows, ks)  c (rows, columns)
+template <class T, class A, class B, class RowsOfA, class Between = Nothing>
 void multiply(const GemmKernel<T, A, B>& kernel, RowsOfA a, index_t rows, Panels<B> b, Range ks,
-              T* c, index_t c_row, bool add) {
+              T* c, index_t c_row, bool add, Between between = {}) {
   const index_t tiles = (rows + kernel.rows - 1) / kernel.rows;
   const index_t panel = kernel.panel_columns(),
                 group = std::max<index_t>(panel_group_size / (ks.size() + 1) / panel, 1) * panel;
@@ -63,6 +68,7 @@ void multiply(const GemmKernel<T, A, B>& kernel, RowsOfA a, index_t rows, Panels
                     b.row_step != 0 ? b.row_step : width, ks.size(), c + r.begin * c_row + j, c_row,
                     r.size(), columns, add},
                    ks.size(), b.panel_k / 2 * width);
+        between();
       }
     }
   if (kernel.end != nullptr) kernel.end();
@@ -150,13 +156,29 @@ void for_slices(index_t k, F&& f) {
   } while (ks.begin < k);
 }
 
+/// All of b in panels: pieces of whole rows or columns, whichever lie together in memory.
+///                                                               b (k, columns)
+template <class T, class A, class B>
+void pack_block(CpuBackend<T>& backend, const GemmKernel<T, A, B>& kernel, Strided<T> b, index_t k,
+                index_t columns, B* to) {
+  const bool by_columns = b.row_step == 1;
+  const index_t each = 64, n = by_columns ? columns : k;
+  static_assert(each % (16 * k_per_element<B>) == 0);  // whole steps of every kernel
+  backend.parallel_for((n + each - 1) / each, columns * k, [&](index_t i, int) {
+    const Range some{i * each, std::min(n, (i + 1) * each)};
+    if (by_columns)
+      pack_panels(kernel, b, {0, k}, k, some, to + some.begin * kernel.stored_depth(k));
+    else
+      pack_panels(kernel, b, some, k, {0, columns}, to);
+  });
+}
+
 /// gemm with b packed.
 template <class T, class A, class B>
 void gemm_packed(CpuBackend<T>& backend, const GemmKernel<T, A, B>& kernel, Strided<T> a,
                  Strided<T> b, index_t k, View<T, 2> c, index_t c_row, bool add) {
   const index_t columns = c.shape[1], longest = std::min(k, gemm_slice),
-                block = column_block(kernel, kernel.stored_depth(longest)),
-                several = 8 * kernel.panel_columns();
+                block = column_block(kernel, kernel.stored_depth(longest));
   auto packed = backend.template allocate<B>(kernel.padded(std::min(block, columns)) *
                                              kernel.stored_depth(longest));
   for (index_t j = 0; j < columns; j += block) {
@@ -164,14 +186,10 @@ void gemm_packed(CpuBackend<T>& backend, const GemmKernel<T, A, B>& kernel, Stri
     const View<T, 2> part{c.data + j, {c.shape[0], wide}};
     for_slices(k, [&](Range ks) {
       const Strided<T> from{b.at(ks.begin, j), b.row_step, b.column_step};
-      const index_t stored = kernel.stored_depth(ks.size());
-      backend.parallel_for((wide + several - 1) / several, wide * ks.size(), [&](index_t i, int) {
-        const index_t first = i * several;
-        pack_panels(kernel, from, ks.size(), {first, std::min(wide, first + several)},
-                    packed.data() + first * stored);
-      });
+      pack_block(backend, kernel, from, ks.size(), wide, packed.data());
       const Strided<T> a_part{a.at(0, ks.begin), a.row_step, a.column_step};
-      multiply_blocks(backend, kernel, a_part, Panels<B>{packed.data(), stored, wide},
+      multiply_blocks(backend, kernel, a_part,
+                      Panels<B>{packed.data(), kernel.stored_depth(ks.size()), wide},
                       Range{0, ks.size()}, part, c_row, add || ks.begin > 0);
     });
   }

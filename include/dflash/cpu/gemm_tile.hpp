@@ -142,14 +142,18 @@ template <class Step, int Vectors, int... R>
   const typename Step::B* panel = t.panel;
   const typename Step::A* a[] = {t.a, t.a + 3 * t.a_row, t.a + 6 * t.a_row, t.a + 9 * t.a_row};
   index_t k = 0;
+  // The processor foresees neither the rows of c nor a panel's next page.
+  for (int r = 0; r < rows; ++r)
+    for (int i = 0; i < width; i += 64 / int(sizeof(T)))
+      __builtin_prefetch(t.c + r * t.c_row + i, 1);
+  constexpr bool few = Step::long_steps && rows > 2 && rows <= 8;
+  const index_t ahead = few ? 4096 / index_t(sizeof *panel) : 16 * t.panel_k;
   do {
     ((s[R] = u[R] = typename V::Register{}), ...);
     for (const index_t end = std::min(t.k, k + chain); k < end; ++k) {
       typename Step::Factor b, d;
-      // A few rows are done with one page of a panel before the processor has foreseen the next.
-      if constexpr (Step::long_steps && rows > 2 && rows <= 8)
-        for (std::size_t i = 0; i < width * sizeof *panel; i += 64)
-          __builtin_prefetch(reinterpret_cast<const char*>(panel) + 4096 + i);
+      for (int i = 0; i < width; i += 64 / int(sizeof *panel))
+        __builtin_prefetch(panel + ahead + i);
       Step::load(panel, b);
       if constexpr (Vectors == 2) {
         Step::load(panel + second, d);

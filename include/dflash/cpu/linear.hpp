@@ -68,7 +68,7 @@ CpuBuffer<B> freeze_panels(CpuBackend<T>& backend, const GemmKernel<T, A, B>& ke
   backend.parallel_for(kernel.panels(rows), rows * k, [&](index_t i, int thread) {
     const Range some{i * panel, std::min(rows, (i + 1) * panel)};
     const T* const from = rows_of(some, scratch.data() + thread * panel * k);
-    pack_panels(kernel, Strided<T>{from, 1, k}, k, {0, some.size()},
+    pack_panels(kernel, Strided<T>{from, 1, k}, {0, k}, k, {0, some.size()},
                 data.data() + some.begin * depth);
   });
   return data;

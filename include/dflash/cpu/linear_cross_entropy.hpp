@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <limits>
 
 #include "dflash/core/tensor.hpp"
@@ -82,9 +84,31 @@ struct CrossEntropyRows {
   }
 };
 
+/// Brings what is needed soon from memory to the second cache level, a piece at each of `calls`.
+class Fetch {
+ public:
+  template <class T>
+  Fetch(const T* begin, const T* end, index_t calls)
+      : at_(reinterpret_cast<const char*>(begin)),
+        end_(reinterpret_cast<const char*>(end)),
+        each_(((end_ - at_) / calls / line + 1) * line) {}
+
+  void operator()() {
+    const char* const stop = at_ + std::min(each_, end_ - at_);
+    for (; at_ < stop; at_ += line) __builtin_prefetch(at_, 0, 2);
+  }
+
+ private:
+  static constexpr std::ptrdiff_t line = 64;
+  const char *at_, *end_;
+  std::ptrdiff_t each_;
+};
+
 /// Runs over all logits x w^T, which never lie in memory whole: takes the vocabulary part by part,
 /// each part's logits are exponentiated against the largest so far and multiplied with w again at
 /// once. dx = sum of e^(logit - top) w (written).              x, dx (R, H)  w (V, H)
+inline constexpr index_t pack_words = 64;
+
 template <class T, class A, class B>
 void run_over_logits(CpuBackend<T>& backend, const GemmKernel<T, A, B>& kernel, In<T, 2> x,
                      In<T, 2> w, const RunningCrossEntropy<T>& run, Out<T, 2> dx) {
@@ -94,9 +118,8 @@ void run_over_logits(CpuBackend<T>& backend, const GemmKernel<T, A, B>& kernel, 
   const index_t most = std::clamp<index_t>((1 << 20) / (dim + 1) / 64 * 64, 128, 512),
                 part = std::min(most, (vocabulary + 63) / 64 * 64), step = part + 16,
                 rounds = (rows + 96 * backend.threads() - 1) / (96 * backend.threads()),
-                share = (rows - 1) / (rounds * backend.threads()) + 1,
-                height = (share + kernel.rows - 1) / kernel.rows * kernel.rows,
-                tiles = (rows + height - 1) / height, by_word_k = kernel.stored_depth(dim);
+                blocks = std::min(rounds * backend.threads(), rows),
+                height = (rows + blocks - 1) / blocks, by_word_k = kernel.stored_depth(dim);
   const Strided<T> all_x{x.data, dim, 1};
   const RowCopies<T, A, B> x_copies(kernel, all_x, rows, dim);
   auto x_copy = backend.template allocate<A>(x_copies.size());
@@ -105,38 +128,59 @@ void run_over_logits(CpuBackend<T>& backend, const GemmKernel<T, A, B>& kernel, 
   const index_t largest_copy =
       RowCopies<T, A, B>(kernel, {logits.data(), step, 1}, height, part).size();
   auto factors = backend.template allocate<A>(backend.threads() * largest_copy);
-  auto by_word = backend.template allocate<B>(kernel.padded(part) * by_word_k),
-       by_dim = backend.template allocate<B>(kernel.padded(dim) * kernel.stored_depth(part));
-  for (index_t first = 0; first < vocabulary; first += part) {
-    const index_t words = std::min(part, vocabulary - first), width = (words + 63) / 64 * 64,
-                  panel = kernel.panel_columns(), word_panels = kernel.panels(words),
-                  by_dim_k = kernel.stored_depth(words);
+  // Two of each, in turns.
+  const index_t word_size = kernel.padded(part) * by_word_k,
+                dim_size = kernel.padded(dim) * kernel.stored_depth(part);
+  auto packed = backend.template allocate<B>(2 * (word_size + dim_size));
+  const auto words_from = [&](index_t first) {
+    return std::clamp<index_t>(vocabulary - first, 0, part);
+  };
+  const auto by_word_of = [&](index_t first) {
+    return packed.data() + first / part % 2 * (word_size + dim_size);
+  };
+  // Both forms at once: the second time a word is read it is still in the cache.
+  const auto pack = [&](index_t first, index_t i) {
+    const index_t words = words_from(first);
+    const Range few{i * pack_words, std::min(words, (i + 1) * pack_words)};
     const T* const some = w.data + first * dim;
-    backend.parallel_for(word_panels + kernel.panels(dim), 2 * words * dim, [&](index_t i, int) {
-      if (i < word_panels)
-        pack_panels(kernel, Strided<T>{some, 1, dim}, dim,
-                    {i * panel, std::min(words, (i + 1) * panel)},
-                    by_word.data() + i * panel * by_word_k);
-      else
-        pack_panels(kernel, Strided<T>{some, dim, 1}, words,
-                    {(i - word_panels) * panel, std::min(dim, (i - word_panels + 1) * panel)},
-                    by_dim.data() + (i - word_panels) * panel * by_dim_k);
-    });
-    backend.parallel_for(tiles, 2 * rows * words * dim, [&](index_t t, int thread) {
-      const Range r{t * height, std::min(rows, (t + 1) * height)};
-      T* const logit = logits.data() + thread * height * step;
-      const auto x_of = [&](Range in_tile) {
-        return x_rows(Range{r.begin + in_tile.begin, r.begin + in_tile.end});
-      };
-      multiply(kernel, x_of, r.size(), Panels<B>{by_word.data(), by_word_k, words},
-               {0, kernel.depth(dim)}, logit, step, false);
-      cross_entropy_step(backend.path(), run, r, first, words, width, logit, step, dx.data, dim);
-      const Strided<T> powers{logit, step, 1};
-      const RowCopies<T, A, B> copies(kernel, powers, r.size(), words);
-      multiply(kernel, copies.make(powers, r.size(), factors.data() + thread * largest_copy),
-               r.size(), Panels<B>{by_dim.data(), by_dim_k, dim}, {0, kernel.depth(words)},
-               dx.data + r.begin * dim, dim, first > 0);
-    });
+    B* const by_word = by_word_of(first);
+    pack_panels(kernel, Strided<T>{some, 1, dim}, {0, dim}, dim, few,
+                by_word + few.begin * by_word_k);
+    pack_panels(kernel, Strided<T>{some, dim, 1}, few, words, {0, dim}, by_word + word_size);
+  };
+  const auto multiply_block = [&](index_t first, index_t t, int thread) {
+    const index_t words = words_from(first), width = (words + 63) / 64 * 64;
+    const B* const by_word = by_word_of(first);
+    const Range r = tile_rows(rows, blocks, t);
+    T* const logit = logits.data() + thread * height * step;
+    const auto x_of = [&](Range in_tile) {
+      return x_rows(Range{r.begin + in_tile.begin, r.begin + in_tile.end});
+    };
+    const index_t next = first + words, calls = (r.size() + kernel.rows - 1) / kernel.rows *
+                                                (kernel.panels(words) + kernel.panels(dim));
+    const Range share = tile_rows(words_from(next) * dim, blocks, t);
+    const T* const from = w.data + next * dim;
+    Fetch fetch(from + share.begin, from + share.end, calls);
+    multiply(kernel, x_of, r.size(), Panels<B>{by_word, by_word_k, words}, {0, kernel.depth(dim)},
+             logit, step, false, std::ref(fetch));
+    cross_entropy_step(backend.path(), run, r, first, words, width, logit, step, dx.data, dim);
+    const Strided<T> powers{logit, step, 1};
+    const RowCopies<T, A, B> copies(kernel, powers, r.size(), words);
+    multiply(kernel, copies.make(powers, r.size(), factors.data() + thread * largest_copy),
+             r.size(), Panels<B>{by_word + word_size, kernel.stored_depth(words), dim},
+             {0, kernel.depth(words)}, dx.data + r.begin * dim, dim, first > 0, std::ref(fetch));
+  };
+  // While a part is multiplied the next is packed, by whoever has finished.
+  for (index_t first = -part; first < vocabulary; first += part) {
+    const index_t ready = first < 0 ? 0 : blocks, next = words_from(first + part),
+                  pieces = (next + pack_words - 1) / pack_words;
+    backend.parallel_for(ready + pieces, (ready == 0 ? next : rows * part) * dim,
+                         [&](index_t i, int thread) {
+                           if (i < ready)
+                             multiply_block(first, i, thread);
+                           else
+                             pack(first + part, i - ready);
+                         });
   }
 }
 

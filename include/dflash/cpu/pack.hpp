@@ -88,27 +88,40 @@ template <class T>
     copy_few(from, n, to);
 }
 
-/// Columns [columns) of b as panels `width` wide, the last maybe `narrow` wide, filled up with
-/// zeros.
+/// Fetches n elements that are wanted soon.
 template <class T>
-[[gnu::always_inline]] inline void pack_panels(Strided<T> b, index_t k, Range columns,
+[[gnu::always_inline]] inline void prefetch(const T* x, index_t n) {
+  for (index_t i = 0; i < n; i += 64 / index_t(sizeof(T))) __builtin_prefetch(x + i);
+}
+
+/// How many rows ahead of their use pieces of rows are fetched.
+inline constexpr index_t rows_ahead = 4;
+
+/// Rows [ks) of b, columns [columns), as panels of `depth` rows, `width` wide, the last maybe
+/// `narrow` wide, filled up with zeros.
+template <class T>
+[[gnu::always_inline]] inline void pack_panels(Strided<T> b, Range ks, index_t depth, Range columns,
                                                index_t width, index_t narrow, T* to) {
   const auto each_panel = [&](auto&& f) __attribute__((always_inline)) {
     for (index_t j = columns.begin; j < columns.end; j += width) {
-      const index_t left = std::min(columns.end - j, width);
-      f(j, left, left > narrow ? width : narrow, to + (j - columns.begin) * k);
+      const index_t left = std::min(columns.end - j, width), wide = left > narrow ? width : narrow;
+      f(j, left, wide, to + (j - columns.begin) * depth + ks.begin * wide);
     }
   };
   if (b.row_step == 1) {
-    each_panel([&](index_t j, index_t left, index_t wide, T * panel) __attribute__((
-        always_inline)) { transpose(b.at(0, j), b.column_step, k, left, panel, wide); });
+    each_panel([&](index_t j, index_t left, index_t wide, T * panel)
+                   __attribute__((always_inline)) {
+                     transpose(b.at(ks.begin, j), b.column_step, ks.size(), left, panel, wide);
+                   });
   } else {
-    for (index_t i = 0; i < k; ++i)
+    for (index_t i = ks.begin; i < ks.end; ++i) {
+      if (i + rows_ahead < ks.end) prefetch(b.at(i + rows_ahead, columns.begin), columns.size());
       each_panel([&](index_t j, index_t left, index_t wide, T * panel) __attribute__((
-          always_inline)) { copy_row(b.at(i, j), left, panel + i * wide); });
+          always_inline)) { copy_row(b.at(i, j), left, panel + (i - ks.begin) * wide); });
+    }
   }
   each_panel([&](index_t, index_t left, index_t wide, T * panel) __attribute__((always_inline)) {
-    for (index_t i = 0; left < wide && i < k; ++i)
+    for (index_t i = 0; left < wide && i < ks.size(); ++i)
       std::fill_n(panel + i * wide + left, wide - left, T(0));
   });
 }

@@ -4,6 +4,10 @@
 #include <bit>
 #include <cstdint>
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 #include "dflash/cpu/gemm_kernel.hpp"
 #include "dflash/cpu/pack.hpp"
 #include "dflash/cpu/vector_math.hpp"
@@ -24,12 +28,50 @@ namespace dflash::detail {
   return x - std::bit_cast<float>(rounded(x) & 0xffff0000u);
 }
 
+#if defined(__x86_64__)
+// Functions of their own, as the instruction is not on every path that a lambda is compiled for.
+
+/// Pairs of the first of n values that follow each other; returns how many values.
+[[gnu::target("avx512f,avx512bf16")]] inline index_t pack_pairs_avx512_bf16(const float* x,
+                                                                            index_t n,
+                                                                            bfloat16_pair* to) {
+  index_t i = 0;
+  for (; i + 32 <= n; i += 32)
+    _mm512_storeu_si512(to + i / 2, (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(x + i + 16),
+                                                                 _mm512_loadu_ps(x + i)));
+  return i;
+}
+
+/// Elements of two halves in turns.
+alignas(64) inline constexpr std::uint16_t alternately[32] = {
+    0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+    8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+
+/// Whole panels of 32 columns, `panel_step` apart, of two rows; returns how many columns.
+[[gnu::target("avx512f,avx512bw,avx512bf16")]] inline index_t pair_rows_avx512_bf16(
+    const float* x, const float* next, index_t columns, bfloat16_pair* to, index_t panel_step) {
+  const __m512i alternate = _mm512_load_si512(alternately);
+  index_t j = 0;
+  for (; j + 32 <= columns; j += 32, to += panel_step)
+    for (index_t half = 0; half < 32; half += 16)
+      _mm512_storeu_si512(
+          to + half, _mm512_permutexvar_epi16(
+                         alternate, (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(next + j + half),
+                                                                 _mm512_loadu_ps(x + j + half))));
+  return j;
+}
+#endif
+
 /// n values in pairs, the last maybe with a zero, filled up with zeros to `depth` pairs; with
 /// `split` their rests as well, `depth` pairs further.
-[[gnu::always_inline]] inline void pack_pairs(const float* x, index_t n, index_t depth, bool split,
-                                              bfloat16_pair* to) {
+[[gnu::always_inline]] inline void pack_pairs(CpuPath path, const float* x, index_t n,
+                                              index_t depth, bool split, bfloat16_pair* to) {
   const index_t whole = n / 2;
-  for (index_t i = 0; i < whole; ++i) to[i] = pair_of(x[2 * i], x[2 * i + 1]);
+  index_t done = 0;
+#if defined(__x86_64__)
+  if (path >= CpuPath::avx512_bf16) done = pack_pairs_avx512_bf16(x, n, to) / 2;
+#endif
+  for (index_t i = done; i < whole; ++i) to[i] = pair_of(x[2 * i], x[2 * i + 1]);
   std::fill(to + whole, to + depth, 0u);
   if (n % 2 != 0) to[whole] = pair_of(x[n - 1], 0);
   if (!split) return;
@@ -47,48 +89,69 @@ template <bool Rest>
     to[j] = Rest ? pair_of(rest(x[j]), rest(next[j])) : pair_of(x[j], next[j]);
 }
 
-/// Columns [columns) of b as panels of pairs.                               to (padded(columns), k)
+/// Rows [ks) of b, which has k, as panels of pairs of columns [columns). Ranges of rows begin with
+/// whole steps of the kernel.                                             to (padded(columns), k)
 template <class A>
-void pack_panels(const GemmKernel<float, A, bfloat16_pair>& kernel, Strided<float> b, index_t k,
-                 Range columns, bfloat16_pair* to) {
+void pack_panels(const GemmKernel<float, A, bfloat16_pair>& kernel, Strided<float> b, Range ks,
+                 index_t k, Range columns, bfloat16_pair* to) {
   const index_t depth = kernel.depth(k), stored = kernel.stored_depth(k),
-                panel = kernel.panel_columns();
+                panel = kernel.panel_columns(), first = ks.begin / 2,
+                end = ks.end < k ? ks.end / 2 : depth;
   const bool split = kernel.split;
+  const CpuPath path = kernel.path;
+  // f(first column, columns, width of the panel, where it begins)
+  const auto each_panel = [=](auto&& f) __attribute__((always_inline)) {
+    for (index_t j = columns.begin; j < columns.end; j += panel) {
+      const index_t left = std::min(columns.end - j, panel);
+      f(j, left, kernel.width(left), to + (j - columns.begin) * stored);
+    }
+  };
   on_path(
-      kernel.path, [=]() __attribute__((always_inline)) {
-        for (index_t j = columns.begin; j < columns.end; j += panel) {
-          const index_t left = std::min(columns.end - j, panel), width = kernel.width(left);
-          if (left < width) std::fill_n(to + (j - columns.begin) * stored, width * stored, 0u);
-        }
+      path, [=]() __attribute__((always_inline)) {
+        each_panel([&](index_t, index_t left, index_t width,
+                       bfloat16_pair * start) __attribute__((always_inline)) {
+          if (left == width) return;
+          std::fill(start + first * width, start + end * width, 0u);
+          if (split) std::fill(start + (depth + first) * width, start + (depth + end) * width, 0u);
+        });
         if (b.row_step == 1) {
           // Columns are rounded one by one, and turned in strips.
           constexpr index_t strip = 64, step = 2 * strip + 16;
           alignas(64) bfloat16_pair turned[32 * step];
-          for (index_t j = columns.begin; j < columns.end; j += panel) {
-            const index_t left = std::min(columns.end - j, panel), width = kernel.width(left);
-            bfloat16_pair* const start = to + (j - columns.begin) * stored;
-            for (index_t at = 0; at < depth; at += strip) {
-              const index_t pairs = std::min(strip, depth - at),
+          each_panel([&](index_t j, index_t left, index_t width,
+                         bfloat16_pair * start) __attribute__((always_inline)) {
+            for (index_t at = first; at < end; at += strip) {
+              const index_t pairs = std::min(strip, end - at),
                             values = std::clamp<index_t>(k - 2 * at, 0, 2 * pairs);
               for (index_t n = 0; n < left; ++n)
-                pack_pairs(b.at(2 * at, j + n), values, pairs, split, turned + n * step);
+                pack_pairs(path, b.at(2 * at, j + n), values, pairs, split, turned + n * step);
               transpose(turned, step, pairs, left, start + at * width, width);
               if (split)
                 transpose(turned + pairs, step, pairs, left, start + (depth + at) * width, width);
             }
-          }
+          });
           return;
         }
         alignas(64) static constexpr float zeros[64] = {};
-        for (index_t i = 0; i < depth; ++i)
-          for (index_t j = columns.begin; j < columns.end; j += panel) {
-            const index_t left = std::min(columns.end - j, panel), width = kernel.width(left);
-            bfloat16_pair* const start = to + (j - columns.begin) * stored;
-            const float* const x = 2 * i < k ? b.at(2 * i, j) : zeros;
-            const float* const next = 2 * i + 1 < k ? b.at(2 * i + 1, j) : zeros;
-            pair_rows<false>(x, next, left, start + i * width);
-            if (split) pair_rows<true>(x, next, left, start + (depth + i) * width);
-          }
+        for (index_t i = first; i < end; ++i) {
+          for (index_t row = 2 * i; row < 2 * i + 2; ++row)
+            if (row + rows_ahead < ks.end)
+              prefetch(b.at(row + rows_ahead, columns.begin), columns.size());
+          index_t done = columns.begin;
+#if defined(__x86_64__)
+          if (path >= CpuPath::avx512_bf16 && !split && 2 * i + 1 < k)
+            done += pair_rows_avx512_bf16(b.at(2 * i, done), b.at(2 * i + 1, done), columns.size(),
+                                          to + i * panel, panel * stored);
+#endif
+          each_panel([&](index_t j, index_t left, index_t width, bfloat16_pair * start)
+                         __attribute__((always_inline)) {
+                           if (j < done) return;
+                           const float* const x = 2 * i < k ? b.at(2 * i, j) : zeros;
+                           const float* const next = 2 * i + 1 < k ? b.at(2 * i + 1, j) : zeros;
+                           pair_rows<false>(x, next, left, start + i * width);
+                           if (split) pair_rows<true>(x, next, left, start + (depth + i) * width);
+                         });
+        }
       });
 }
 
@@ -98,10 +161,12 @@ void pack_rows(const GemmKernel<float, bfloat16_pair, B>& kernel, Strided<float>
                index_t k, bfloat16_pair* to, index_t step) {
   const index_t depth = kernel.depth(k);
   const bool split = kernel.split;
+  const CpuPath path = kernel.path;
   on_path(
-      kernel.path, [=]() __attribute__((always_inline)) {
+      path, [=]() __attribute__((always_inline)) {
         if (a.column_step == 1) {
-          for (index_t n = 0; n < rows; ++n) pack_pairs(a.at(n, 0), k, depth, split, to + n * step);
+          for (index_t n = 0; n < rows; ++n)
+            pack_pairs(path, a.at(n, 0), k, depth, split, to + n * step);
           return;
         }
         // Columns of a lie one after the other: 32 values of k of 64 rows at a time.
@@ -115,7 +180,15 @@ void pack_rows(const GemmKernel<float, bfloat16_pair, B>& kernel, Strided<float>
               const index_t at = 2 * (i + l);
               const float* const x = at < k ? a.at(n, at) : zeros;
               const float* const next = at + 1 < k ? a.at(n, at + 1) : zeros;
-              pair_rows<false>(x, next, some, pairs[0] + l * 64);
+              // Pieces of columns are too short for the processor to foresee the next.
+              for (index_t later = at + 32; later < std::min(k, at + 34); ++later)
+                prefetch(a.at(n, later), some);
+              index_t done = 0;
+#if defined(__x86_64__)
+              if (path >= CpuPath::avx512_bf16)
+                done = pair_rows_avx512_bf16(x, next, some, pairs[0] + l * 64, 32);
+#endif
+              pair_rows<false>(x + done, next + done, some - done, pairs[0] + l * 64 + done);
               if (split) pair_rows<true>(x, next, some, pairs[1] + l * 64);
             }
             transpose(pairs[0], 64, some, few, to + n * step + i, step);
