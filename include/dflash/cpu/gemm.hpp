@@ -54,7 +54,7 @@ struct Nothing {
 template <class T, class A, class B, class RowsOfA, class Between = Nothing>
 void multiply(const GemmKernel<T, A, B>& kernel, RowsOfA a, index_t rows, Panels<B> b, Range ks,
               T* c, index_t c_row, bool add, Between between = {}) {
-  const index_t tiles = (rows + kernel.rows - 1) / kernel.rows;
+  const index_t tiles = kernel.row_tiles(rows);
   const index_t panel = kernel.panel_columns(),
                 group = std::max<index_t>(panel_group_size / (ks.size() + 1) / panel, 1) * panel;
   if (kernel.begin != nullptr) kernel.begin();
@@ -95,7 +95,7 @@ struct GemmPieces {
     const index_t panels = kernel.panels(columns),
                   in_cache = std::max<index_t>(
                       row_block_size / std::max<index_t>(depth, 1) / kernel.rows, 4);
-    tiles = (rows + kernel.rows - 1) / kernel.rows;
+    tiles = kernel.row_tiles(rows);
     row_blocks = (tiles + in_cache - 1) / in_cache;
     // Several pieces for each thread even out what else the processor does. Blocks of rows are cut
     // rather than columns, as rows may have to be copied for every block of columns.

@@ -27,6 +27,7 @@ struct GemmKernel {
 
   index_t panel_columns() const { return 2 * lanes; }
   index_t panels(index_t columns) const { return (columns + 2 * lanes - 1) / (2 * lanes); }
+  index_t row_tiles(index_t count) const { return (count + rows - 1) / rows; }
   /// Width in memory of a panel of which `columns` are left.
   index_t width(index_t columns) const { return columns > lanes ? 2 * lanes : lanes; }
   /// Columns in memory of all panels.

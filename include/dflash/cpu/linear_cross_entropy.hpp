@@ -107,88 +107,123 @@ class Fetch {
 /// Runs over all logits x w^T, which never lie in memory whole: takes the vocabulary part by part,
 /// each part's logits are exponentiated against the largest so far and multiplied with w again at
 /// once. dx = sum of e^(logit - top) w (written).              x, dx (R, H)  w (V, H)
-inline constexpr index_t pack_words = 64;
-
 template <class T, class A, class B>
-void run_over_logits(CpuBackend<T>& backend, const GemmKernel<T, A, B>& kernel, In<T, 2> x,
-                     In<T, 2> w, const RunningCrossEntropy<T>& run, Out<T, 2> dx) {
-  const index_t rows = x.shape[0], dim = x.shape[1], vocabulary = w.shape[0];
-  if (vocabulary == 0) std::fill_n(dx.data, dx.size(), T(0));
-  if (rows == 0 || vocabulary == 0) return;
-  const index_t most = std::clamp<index_t>((1 << 20) / (dim + 1) / 64 * 64, 128, 512),
-                part = std::min(most, (vocabulary + 63) / 64 * 64), step = part + 16,
-                rounds = (rows + 96 * backend.threads() - 1) / (96 * backend.threads()),
-                blocks = std::min(rounds * backend.threads(), rows),
-                height = (rows + blocks - 1) / blocks, by_word_k = kernel.stored_depth(dim);
-  const Strided<T> all_x{x.data, dim, 1};
-  const RowCopies<T, A, B> x_copies(kernel, all_x, rows, dim);
-  auto x_copy = backend.template allocate<A>(x_copies.size());
-  const RowBlock<A> x_rows = x_copies.make(all_x, rows, x_copy.data());
-  auto logits = backend.template allocate<T>(backend.threads() * height * step);
-  const index_t largest_copy =
-      RowCopies<T, A, B>(kernel, {logits.data(), step, 1}, height, part).size();
-  auto factors = backend.template allocate<A>(backend.threads() * largest_copy);
-  // Two of each, in turns.
-  const index_t word_size = kernel.padded(part) * by_word_k,
-                dim_size = kernel.padded(dim) * kernel.stored_depth(part);
-  auto packed = backend.template allocate<B>(2 * (word_size + dim_size));
-  const auto words_from = [&](index_t first) {
-    return std::clamp<index_t>(vocabulary - first, 0, part);
-  };
-  const auto by_word_of = [&](index_t first) {
-    return packed.data() + first / part % 2 * (word_size + dim_size);
-  };
-  // Both forms at once: the second time a word is read it is still in the cache.
-  const auto pack = [&](index_t first, index_t i) {
-    const index_t words = words_from(first);
-    const Range few{i * pack_words, std::min(words, (i + 1) * pack_words)};
-    const T* const some = w.data + first * dim;
-    B* const by_word = by_word_of(first);
-    pack_panels(kernel, Strided<T>{some, 1, dim}, {0, dim}, dim, few,
-                by_word + few.begin * by_word_k);
-    pack_panels(kernel, Strided<T>{some, dim, 1}, few, words, {0, dim}, by_word + word_size);
-  };
-  const auto multiply_block = [&](index_t first, index_t t, int thread) {
-    const index_t words = words_from(first), width = (words + 63) / 64 * 64;
-    const B* const by_word = by_word_of(first);
-    const Range r = tile_rows(rows, blocks, t);
-    T* const logit = logits.data() + thread * height * step;
-    const auto x_of = [&](Range in_tile) {
-      return x_rows(Range{r.begin + in_tile.begin, r.begin + in_tile.end});
-    };
-    const index_t next = first + words, calls = (r.size() + kernel.rows - 1) / kernel.rows *
-                                                (kernel.panels(words) + kernel.panels(dim));
-    const Range share = tile_rows(words_from(next) * dim, blocks, t);
-    const T* const from = w.data + next * dim;
-    Fetch fetch(from + share.begin, from + share.end, calls);
-    multiply(kernel, x_of, r.size(), Panels<B>{by_word, by_word_k, words}, {0, kernel.depth(dim)},
-             logit, step, false, std::ref(fetch));
-    cross_entropy_step(backend.path(), run, r, first, words, width, logit, step, dx.data, dim);
-    const Strided<T> powers{logit, step, 1};
-    const RowCopies<T, A, B> copies(kernel, powers, r.size(), words);
-    multiply(kernel, copies.make(powers, r.size(), factors.data() + thread * largest_copy),
-             r.size(), Panels<B>{by_word + word_size, kernel.stored_depth(words), dim},
-             {0, kernel.depth(words)}, dx.data + r.begin * dim, dim, first > 0, std::ref(fetch));
-  };
-  // While a part is multiplied the next is packed, by whoever has finished.
-  for (index_t first = -part; first < vocabulary; first += part) {
-    const index_t ready = first < 0 ? 0 : blocks, next = words_from(first + part),
-                  pieces = (next + pack_words - 1) / pack_words;
-    backend.parallel_for(ready + pieces, (ready == 0 ? next : rows * part) * dim,
-                         [&](index_t i, int thread) {
-                           if (i < ready)
-                             multiply_block(first, i, thread);
-                           else
-                             pack(first + part, i - ready);
-                         });
+class LogitsPass {
+ public:
+  LogitsPass(CpuBackend<T>& backend, const GemmKernel<T, A, B>& kernel, In<T, 2> x, In<T, 2> w,
+             const RunningCrossEntropy<T>& run, Out<T, 2> dx)
+      : backend_(backend),
+        kernel_(kernel),
+        w_(w),
+        run_(run),
+        dx_(dx),
+        part_(part_of(w)),
+        blocks_(blocks_of(x.shape[0], backend.threads())),
+        height_((x.shape[0] + blocks_ - 1) / blocks_),
+        by_word_k_(kernel.stored_depth(w.shape[1])),
+        word_size_(kernel.padded(part_) * by_word_k_),
+        dim_size_(kernel.padded(w.shape[1]) * kernel.stored_depth(part_)),
+        packed_(backend.template allocate<B>(2 * (word_size_ + dim_size_))),
+        logits_(backend.template allocate<T>(backend.threads() * height_ * step())),
+        factor_size_(
+            RowCopies<T, A, B>(kernel, {logits_.data(), step(), 1}, height_, part_).size()),
+        factors_(backend.template allocate<A>(backend.threads() * factor_size_)) {
+    const Strided<T> all{x.data, x.shape[1], 1};
+    const RowCopies<T, A, B> copies(kernel, all, x.shape[0], x.shape[1]);
+    x_copy_ = backend.template allocate<A>(copies.size());
+    x_ = copies.make(all, x.shape[0], x_copy_.data());
   }
-}
+
+  void operator()() {
+    const index_t vocabulary = w_.shape[0], dim = w_.shape[1], rows = dx_.shape[0];
+    // While a part is multiplied the next is packed, by whoever has finished.
+    for (index_t first = -part_; first < vocabulary; first += part_) {
+      const index_t ready = first < 0 ? 0 : blocks_, next = words_from(first + part_),
+                    pieces = (next + pack_words - 1) / pack_words;
+      backend_.parallel_for(ready + pieces, (ready == 0 ? next : rows * part_) * dim,
+                            [&](index_t i, int thread) {
+                              if (i < ready)
+                                multiply_block(first, i, thread);
+                              else
+                                pack(first + part_, i - ready);
+                            });
+    }
+  }
+
+ private:
+  static constexpr index_t pack_words = 64;  // by one thread at a time
+
+  static index_t part_of(In<T, 2> w) {
+    const index_t most = std::clamp<index_t>((1 << 20) / (w.shape[1] + 1) / 64 * 64, 128, 512);
+    return std::min(most, (w.shape[0] + 63) / 64 * 64);
+  }
+  static index_t blocks_of(index_t rows, index_t threads) {
+    return std::min((rows + 96 * threads - 1) / (96 * threads) * threads, rows);
+  }
+  index_t step() const { return part_ + 16; }
+  index_t words_from(index_t first) const {
+    return std::clamp<index_t>(w_.shape[0] - first, 0, part_);
+  }
+  /// Words as columns, and behind them as rows; of two parts in turns.
+  B* packed(index_t first) { return packed_.data() + first / part_ % 2 * (word_size_ + dim_size_); }
+
+  /// Both forms at once: the second time a word is read it is still in the cache.
+  void pack(index_t first, index_t piece) {
+    const index_t words = words_from(first), dim = w_.shape[1];
+    const Range few{piece * pack_words, std::min(words, (piece + 1) * pack_words)};
+    const T* const some = w_.data + first * dim;
+    B* const to = packed(first);
+    pack_panels(kernel_, Strided<T>{some, 1, dim}, {0, dim}, dim, few, to + few.begin * by_word_k_);
+    pack_panels(kernel_, Strided<T>{some, dim, 1}, few, words, {0, dim}, to + word_size_);
+  }
+
+  /// A block's share of the words that are packed after those from `first` on.
+  Fetch fetch_next(index_t first, index_t block, index_t calls) const {
+    const index_t next = first + part_, dim = w_.shape[1];
+    const Range share = tile_rows(words_from(next) * dim, blocks_, block);
+    const T* const from = w_.data + next * dim;
+    return {from + share.begin, from + share.end, calls};
+  }
+
+  void multiply_block(index_t first, index_t block, int thread) {
+    const index_t words = words_from(first), width = (words + 63) / 64 * 64, dim = w_.shape[1];
+    const Range r = tile_rows(dx_.shape[0], blocks_, block);
+    T* const logit = logits_.data() + thread * height_ * step();
+    const auto x_of = [&](Range some) {
+      return x_(Range{r.begin + some.begin, r.begin + some.end});
+    };
+    Fetch fetch = fetch_next(
+        first, block, kernel_.row_tiles(r.size()) * (kernel_.panels(words) + kernel_.panels(dim)));
+    multiply(kernel_, x_of, r.size(), Panels<B>{packed(first), by_word_k_, words},
+             {0, kernel_.depth(dim)}, logit, step(), false, std::ref(fetch));
+    cross_entropy_step(backend_.path(), run_, r, first, words, width, logit, step(), dx_.data, dim);
+    const Strided<T> powers{logit, step(), 1};
+    const RowCopies<T, A, B> copies(kernel_, powers, r.size(), words);
+    multiply(kernel_, copies.make(powers, r.size(), factors_.data() + thread * factor_size_),
+             r.size(), Panels<B>{packed(first) + word_size_, kernel_.stored_depth(words), dim},
+             {0, kernel_.depth(words)}, dx_.data + r.begin * dim, dim, first > 0, std::ref(fetch));
+  }
+
+  CpuBackend<T>& backend_;
+  const GemmKernel<T, A, B>& kernel_;
+  In<T, 2> w_;
+  RunningCrossEntropy<T> run_;
+  Out<T, 2> dx_;
+  index_t part_, blocks_, height_;  // words of a part; of rows
+  index_t by_word_k_, word_size_, dim_size_;
+  CpuBuffer<B> packed_;
+  CpuBuffer<T> logits_;
+  index_t factor_size_;
+  CpuBuffer<A> factors_, x_copy_;
+  RowBlock<A> x_;
+};
 
 template <class T>
 void run_over_logits(CpuBackend<T>& backend, In<T, 2> x, In<T, 2> w,
                      const RunningCrossEntropy<T>& run, Out<T, 2> dx) {
-  with_kernel(backend,
-              [&](const auto& kernel) { run_over_logits(backend, kernel, x, w, run, dx); });
+  if (w.shape[0] == 0) std::fill_n(dx.data, dx.size(), T(0));
+  if (x.shape[0] == 0 || w.shape[0] == 0) return;
+  with_kernel(backend, [&](const auto& kernel) { LogitsPass(backend, kernel, x, w, run, dx)(); });
 }
 
 }  // namespace detail
