@@ -18,7 +18,7 @@ void adamw(CpuBackend<T>& backend, In<T, 1> gradient, AdamWStep step, Out<T, 1> 
           "adamw: shapes differ");
   const T keep = T(1 - step.rate * step.decay), beta1 = T(step.beta1), beta2 = T(step.beta2),
           rest1 = T(1 - step.beta1), rest2 = T(1 - step.beta2),
-          rate = T(step.rate / step.correction1), root = T(std::sqrt(step.correction2)),
+          rate = T(step.rate / step.correction1), shrink = T(1 / std::sqrt(step.correction2)),
           eps = T(step.eps), scale = T(step.gradient_scale);
   backend.for_parts(size, 8, [&](Range part) {
     constexpr index_t few = 512;
@@ -42,7 +42,7 @@ void adamw(CpuBackend<T>& backend, In<T, 1> gradient, AdamWStep step, Out<T, 1> 
       detail::on_path(
           backend.path(), [=]() __attribute__((always_inline)) {
             for (index_t i = 0; i < count; ++i)
-              w[i] = w[i] * keep - rate * first[i] / (roots[i] / root + eps);
+              w[i] = w[i] * keep - rate * first[i] / (roots[i] * shrink + eps);
           });
     }
   });
