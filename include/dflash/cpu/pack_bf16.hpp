@@ -4,10 +4,7 @@
 #include <bit>
 #include <cstdint>
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
+#include "dflash/cpu/bfloat16_vector.hpp"
 #include "dflash/cpu/gemm_kernel.hpp"
 #include "dflash/cpu/pack.hpp"
 #include "dflash/cpu/vector_math.hpp"
@@ -32,32 +29,31 @@ namespace dflash::detail {
 // Functions of their own, as the instruction is not on every path that a lambda is compiled for.
 
 /// Pairs of the first of n values that follow each other; returns how many values.
-[[gnu::target("avx512f,avx512bf16")]] inline index_t pack_pairs_avx512_bf16(const float* x,
-                                                                            index_t n,
-                                                                            bfloat16_pair* to) {
+[[gnu::target("avx512f")]] inline index_t pack_pairs_avx512_bf16(const float* x, index_t n,
+                                                                 bfloat16_pair* to) {
   index_t i = 0;
-  for (; i + 32 <= n; i += 32)
-    _mm512_storeu_si512(to + i / 2, (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(x + i + 16),
-                                                                 _mm512_loadu_ps(x + i)));
+  for (; i + 32 <= n; i += 32) {
+    Pairs16::Register pairs;
+    load_pairs(x + i, 32, pairs);
+    *(Pairs16::Memory*)(to + i / 2) = pairs;
+  }
   return i;
 }
 
-/// Elements of two halves in turns.
-alignas(64) inline constexpr std::uint16_t alternately[32] = {
-    0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
-    8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
-
 /// Whole panels of 32 columns, `panel_step` apart, of two rows; returns how many columns.
-[[gnu::target("avx512f,avx512bw,avx512bf16")]] inline index_t pair_rows_avx512_bf16(
-    const float* x, const float* next, index_t columns, bfloat16_pair* to, index_t panel_step) {
-  const __m512i alternate = _mm512_load_si512(alternately);
+[[gnu::target("avx512f")]] inline index_t pair_rows_avx512_bf16(const float* x, const float* next,
+                                                                index_t columns, bfloat16_pair* to,
+                                                                index_t panel_step) {
   index_t j = 0;
   for (; j + 32 <= columns; j += 32, to += panel_step)
-    for (index_t half = 0; half < 32; half += 16)
-      _mm512_storeu_si512(
-          to + half, _mm512_permutexvar_epi16(
-                         alternate, (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(next + j + half),
-                                                                 _mm512_loadu_ps(x + j + half))));
+    for (index_t half = 0; half < 32; half += 16) {
+      Floats16::Register row, following;
+      Pairs16::Register pairs;
+      load_some(x + j + half, 16, row);
+      load_some(next + j + half, 16, following);
+      pair_rows(row, following, pairs);
+      *(Pairs16::Memory*)(to + half) = pairs;
+    }
   return j;
 }
 #endif
