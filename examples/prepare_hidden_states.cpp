@@ -108,16 +108,10 @@ class Capture {
     const index_t size = index_t(list.size());
     auto size_there = uploaded(*backend_, &size, 1);
     world_.broadcast(*backend_, size_there.view(), 0);
-    list.resize(std::size_t(host_copy_of(size_there)[0]));
+    list.resize(std::size_t(downloaded(*backend_, size_there.view())[0]));
     auto there = uploaded(*backend_, list.data(), index_t(list.size()));
     world_.broadcast(*backend_, there.view(), 0);
-    return host_copy_of(there);
-  }
-
-  std::vector<index_t> host_copy_of(const Tensor<B, index_t, 1>& there) {
-    std::vector<index_t> here(std::size_t(there.size()));
-    backend_->download(there.view().data, here.data(), there.size());
-    return here;
+    return downloaded(*backend_, there.view());
   }
 
   index_t samples_of(const std::vector<index_t>& shards) const {
@@ -183,9 +177,7 @@ class Capture {
   };
 
   HostRows on_host(const Tensor<B, T, 2>& there) const {
-    HostRows here{std::vector<T>(std::size_t(there.size())), there.view().shape[1]};
-    backend_->download(there.view().data, here.values.data(), there.size());
-    return here;
+    return {downloaded(*backend_, there.view()), there.view().shape[1]};
   }
 
   static void write_pack(ShardWriter& writer, std::span<const TokenizedSample> samples,

@@ -31,9 +31,7 @@ std::vector<To> as(const std::vector<From>& from) {
 /// Numbers of any backend, in float.
 template <class B, class T>
 Floats on_host(B& backend, View<T, 2> x) {
-  std::vector<std::remove_const_t<T>> host(std::size_t(x.size()));
-  backend.download(x.data, host.data(), x.size());
-  return as<float>(host);
+  return as<float>(downloaded(backend, x));
 }
 
 /// The loss of some hidden rows and its gradient, under one kind of head.

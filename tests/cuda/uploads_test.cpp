@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "cuda/support.hpp"
+#include "dflash/core/host_copy.hpp"
 #include "dflash/data/prefetch.hpp"
 
 using namespace dflash;
@@ -14,12 +15,6 @@ namespace {
 
 /// So much that it goes round the pinned memory, which the host then has to wait for.
 constexpr index_t much = (index_t(40) << 20) / sizeof(float);
-
-std::vector<float> downloaded(B& cuda, View<float, 1> there) {
-  std::vector<float> values(std::size_t(there.size()));
-  cuda.download(there.data, values.data(), there.size());
-  return values;
-}
 
 }  // namespace
 

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "dflash/core/bfloat16.hpp"
+#include "dflash/core/host_copy.hpp"
 #include "dflash/core/tensor.hpp"
 
 namespace golden {
@@ -18,10 +19,8 @@ using Number = std::conditional_t<std::is_same_v<std::remove_const_t<T>, dflash:
 /// A copy of the backend's memory.
 template <class B, class T, int Rank>
 std::vector<Number<T>> host(B& backend, dflash::View<T, Rank> v) {
-  std::vector<std::remove_const_t<T>> stored(static_cast<std::size_t>(v.size()));
-  backend.download(v.data, stored.data(), v.size());
   std::vector<Number<T>> numbers;
-  for (const auto& x : stored) numbers.push_back(static_cast<Number<T>>(x));
+  for (const auto& x : dflash::downloaded(backend, v)) numbers.push_back(static_cast<Number<T>>(x));
   return numbers;
 }
 

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "dflash/comm/tensor_parallel_group.hpp"
+#include "dflash/core/host_copy.hpp"
 #include "dflash/core/tensor.hpp"
 
 /// What the ranks of a group add up or tell each other. Sums are in accumulator precision.
@@ -19,9 +20,7 @@ std::vector<U> gathered(B& backend, TensorParallelGroup<C>& group, const std::ve
   const auto there = uploaded(backend, own.data(), index_t(own.size()));
   Tensor<B, U, 1> all(backend, {total});
   group.communicator().all_gather(backend, there.view(), counts, all.view());
-  std::vector<U> result(static_cast<std::size_t>(total));
-  backend.download(all.view().data, result.data(), total);
-  return result;
+  return downloaded(backend, all.view());
 }
 
 /// x = sum of the ranks' x, the same on all; nothing is done on a group of one.

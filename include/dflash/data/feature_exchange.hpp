@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "dflash/comm/sequence_parallel_group.hpp"
+#include "dflash/core/host_copy.hpp"
 #include "dflash/data/batch.hpp"
 #include "dflash/data/sample.hpp"
 
@@ -146,9 +147,7 @@ std::vector<std::shared_ptr<const FeatureRows>> exchange_features(
                    received);
   out = {};
 
-  std::vector<T> values(std::size_t(in.size()));
-  backend.download(in.view().data, values.data(), in.size());
-  const auto shared = std::make_shared<const std::vector<T>>(std::move(values));
+  const auto shared = std::make_shared<const std::vector<T>>(downloaded(backend, in.view()));
   std::vector<std::shared_ptr<ReceivedRows<T>>> rows_of;
   for (index_t sample = own.begin; sample < own.end; ++sample)
     rows_of.push_back(std::make_shared<ReceivedRows<T>>(shared, deal.kept(sample), width));

@@ -147,9 +147,7 @@ class SpeculativeDecoder {
   std::vector<std::int32_t> largest(In<T, 2> logits) const {
     Tensor<B, std::int32_t, 1> best(target_->backend(), {logits.shape[0]});
     argmax_rows(target_->backend(), logits, best.view());
-    std::vector<std::int32_t> tokens(std::size_t(logits.shape[0]));
-    target_->backend().download(best.view().data, tokens.data(), logits.shape[0]);
-    return tokens;
+    return downloaded(target_->backend(), best.view());
   }
   HostRows host(In<T, 2> v) const {
     return {host_copy(target_->backend(), v), v.shape[0], v.shape[1]};

@@ -9,6 +9,7 @@
 #include "dflash/comm/group_operations.hpp"
 #include "dflash/comm/traffic.hpp"
 #include "dflash/core/error.hpp"
+#include "dflash/core/host_copy.hpp"
 #include "dflash/core/operations.hpp"
 
 namespace dflash {
@@ -59,9 +60,8 @@ void gather_own_vocabulary_rows(B& backend, TensorParallelGroup<C>& group,
                                 const VocabularySlice<T>& embedding,
                                 View<const std::int32_t, 1> ids, View<T, 2> y) {
   if (group.size() == 1) return gather_rows(backend, embedding.rows, ids, y);
-  std::vector<std::int32_t> own(std::size_t(ids.size())), place;
-  backend.download(ids.data, own.data(), ids.size());
-  const std::vector<std::int32_t> wanted = own;
+  const std::vector<std::int32_t> wanted = downloaded(backend, ids);
+  std::vector<std::int32_t> own = wanted, place;
   std::sort(own.begin(), own.end());
   own.erase(std::unique(own.begin(), own.end()), own.end());
   expects(own.empty() || (own.front() >= 0 && own.back() < embedding.total),
