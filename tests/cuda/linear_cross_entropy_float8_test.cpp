@@ -5,6 +5,7 @@
 #include <tuple>
 #include <vector>
 
+#include "cuda/head_shape.hpp"
 #include "cuda/support.hpp"
 #include "dflash/train/draft_loss.hpp"
 
@@ -58,16 +59,8 @@ void check_row(const std::vector<float8_e4m3>& stored, index_t first, index_t wi
   CHECK(bits == all);
 }
 
-struct Head {
-  index_t rows, width, words;
-  Ids labels() const {
-    Ids l;
-    for (index_t n = 0; n < rows; ++n)
-      l.push_back(std::int32_t(Random(3).integer(std::uint64_t(n)) % std::uint64_t(words)));
-    return l;
-  }
-};
-const Head heads[] = {{1, 3, 2}, {5, 16, 50}, {7, 33, 300}, {40, 48, 128}, {3, 40, 1}, {0, 8, 10}};
+const HeadShape heads[] = {{1, 3, 2},     {5, 16, 50}, {7, 33, 300},
+                           {40, 48, 128}, {3, 40, 1},  {0, 8, 10}};
 const index_t tiles[] = {16, 112, 8192};
 
 /// What linear_cross_entropy says of every row.
@@ -136,7 +129,7 @@ TEST_CASE_TEMPLATE("rows become float8 with a scale each", T, float, bfloat16) {
 TEST_CASE_TEMPLATE("the copies of a head hold its rows, and the columns of its tiles", T, float,
                    bfloat16) {
   CudaBackend<T> cuda;
-  for (const Head& h : heads)
+  for (const HeadShape& h : heads)
     for (const index_t tile : tiles) {
       const auto w = numbers<T>(h.words * h.width, 2);
       OnDevice<T> tw(cuda, w);
@@ -171,7 +164,7 @@ TEST_CASE_TEMPLATE("the copies of a head hold its rows, and the columns of its t
 TEST_CASE_TEMPLATE("the loss is that of the rounded rows and head, exactly", T, float, bfloat16) {
   CpuBackend<float> cpu;
   CudaBackend<T> cuda;
-  for (const Head& h : heads) {
+  for (const HeadShape& h : heads) {
     const auto x = numbers<T>(h.rows * h.width, 1), w = numbers<T>(h.words * h.width, 2);
     const auto rx = rounded_rows(x, h.width), rw = rounded_rows(w, h.width);
     const Ids label = h.labels();
@@ -193,7 +186,7 @@ TEST_CASE_TEMPLATE("dx is off by no more than the rounding of p and of the head"
                    bfloat16) {
   CudaBackend<T> cuda;
   const double ulp = std::is_same_v<T, float> ? 1e-5 : 1.0 / 256;
-  for (const Head& h : heads) {
+  for (const HeadShape& h : heads) {
     const auto x = numbers<T>(h.rows * h.width, 1), w = numbers<T>(h.words * h.width, 2);
     const auto rx = rounded_rows(x, h.width), rw = rounded_rows(w, h.width);
     const Ids label = h.labels();
@@ -247,7 +240,7 @@ TEST_CASE_TEMPLATE("dx is off by no more than the rounding of p and of the head"
 TEST_CASE_TEMPLATE("a row's bits do not depend on the other rows, nor on how many go together", T,
                    float, bfloat16) {
   CudaBackend<T> cuda;
-  const Head h{40, 48, 128};
+  const HeadShape h{40, 48, 128};
   const auto x = numbers<T>(h.rows * h.width, 1), w = numbers<T>(h.words * h.width, 2);
   const Ids label = h.labels();
   OnDevice<T> tw(cuda, w);
@@ -273,7 +266,7 @@ TEST_CASE_TEMPLATE("a row's bits do not depend on the other rows, nor on how man
 
 TEST_CASE_TEMPLATE("parts of the vocabulary merge to the whole", T, float, bfloat16) {
   CudaBackend<T> cuda;
-  const Head h{40, 48, 150};
+  const HeadShape h{40, 48, 150};
   const index_t cut = 64;  // a boundary of the whole head's tiles, so that scales are the same
   const auto x = numbers<T>(h.rows * h.width, 1), w = numbers<T>(h.words * h.width, 2);
   const Ids label = h.labels();
@@ -325,7 +318,7 @@ TEST_CASE_TEMPLATE("parts of the vocabulary merge to the whole", T, float, bfloa
 
 TEST_CASE("a row that is not finite says so and spoils no other") {
   CudaBackend<float> cuda;
-  const Head h{3, 20, 40};
+  const HeadShape h{3, 20, 40};
   auto x = numbers<float>(h.rows * h.width, 1);
   OnDevice<float> tw(cuda, numbers<float>(h.words * h.width, 2));
   const Float8Head<float> head(cuda, tw.matrix(h.words, h.width), 16);
@@ -344,7 +337,7 @@ TEST_CASE("draft_loss takes a head in float8") {
   CudaBackend<bfloat16> cuda;
   const index_t width = 24, words = 60, slots = 12;
   const auto x = numbers<bfloat16>(slots * width, 1), w = numbers<bfloat16>(words * width, 2);
-  const Ids label = Head{slots, width, words}.labels();
+  const Ids label = HeadShape{slots, width, words}.labels();
   OnDevice<bfloat16> tx(cuda, x), tw(cuda, w), tdx(cuda, x);
   const Float8Head<bfloat16> head = float8_head<bfloat16>(cuda, tw.matrix(words, width));
   const LossResult loss = draft_loss(cuda, head, tx.matrix(slots, width), label,

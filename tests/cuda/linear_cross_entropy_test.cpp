@@ -3,6 +3,7 @@
 #include <array>
 #include <vector>
 
+#include "cuda/head_shape.hpp"
 #include "cuda/support.hpp"
 
 using namespace dflash;
@@ -14,17 +15,8 @@ namespace {
 using Floats = std::vector<float>;
 using Ids = std::vector<std::int32_t>;
 
-struct Head {
-  index_t rows, width, words;
-  Ids labels() const {
-    Ids l;
-    for (index_t n = 0; n < rows; ++n)
-      l.push_back(std::int32_t(Random(3).integer(std::uint64_t(n)) % std::uint64_t(words)));
-    return l;
-  }
-};
-
-const Head heads[] = {{1, 3, 2}, {5, 16, 50}, {7, 33, 300}, {130, 8, 70}, {3, 40, 1}, {0, 8, 10}};
+const HeadShape heads[] = {{1, 3, 2},    {5, 16, 50}, {7, 33, 300},
+                           {130, 8, 70}, {3, 40, 1},  {0, 8, 10}};
 /// The whole at once, and small enough that every head has several.
 const CrossEntropyTile tiles[] = {{}, {4, 24}};
 
@@ -38,7 +30,7 @@ TEST_CASE_TEMPLATE("the head's cross entropy is the CPU's, whatever the tiles", 
                    bfloat16) {
   CpuBackend<float> cpu;
   CudaBackend<T> cuda;
-  for (const Head& h : heads) {
+  for (const HeadShape& h : heads) {
     const auto x = numbers<T>(h.rows * h.width, 1), w = numbers<T>(h.words * h.width, 2);
     const Ids label = h.labels();
     Floats nll(at(h.rows)), dx(x.size());
@@ -64,7 +56,7 @@ TEST_CASE_TEMPLATE("parts of the vocabulary are the CPU's, and merge to the whol
                    bfloat16) {
   CpuBackend<float> cpu;
   CudaBackend<T> cuda;
-  for (const Head& h : heads) {
+  for (const HeadShape& h : heads) {
     const auto x = numbers<T>(h.rows * h.width, 1), w = numbers<T>(h.words * h.width, 2);
     Ids label = h.labels();
     if (h.rows > 2) label[1] = -4, label[2] = std::int32_t(h.words);  // of other parts

@@ -4,16 +4,13 @@
 
 #include <random>
 
+#include "import/bytes_of.hpp"
 #include "io/temporary_folder.hpp"
 
 using namespace dflash;
 
 namespace {
 
-template <class T>
-std::string bytes_of(T value) {
-  return {reinterpret_cast<const char*>(&value), sizeof value};
-}
 std::string text(const std::string& s) { return bytes_of(std::uint64_t(s.size())) + s; }
 std::string number(std::uint32_t n) { return bytes_of(n); }
 std::string wide(std::uint64_t n) { return bytes_of(n); }

@@ -6,6 +6,7 @@
 #include <random>
 
 #include "dflash/import/specforge_folder.hpp"
+#include "import/bytes_of.hpp"
 #include "io/temporary_folder.hpp"
 
 using namespace dflash;
@@ -13,11 +14,6 @@ using namespace dflash;
 namespace {
 
 const auto golden_folder = std::filesystem::path(DFLASH_TEST_DATA) / "golden";
-
-template <class T>
-std::string bytes_of(T value) {
-  return {reinterpret_cast<const char*>(&value), sizeof value};
-}
 
 /// A member of a zip archive.
 struct Member {
