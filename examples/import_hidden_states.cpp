@@ -47,7 +47,8 @@ View<const float, 2> matrix(const std::vector<float>& values, const TensorEntry&
 
 void import_samples(const fs::path& from, const examples::StoreOptions& options) {
   const SpecForgeFolder folder(from);
-  ShardPlan plan(options.describe(folder[0].model_type(), "none"));
+  ShardPlan plan(
+      options.describe(TargetConfig::read(options.target), folder[0].model_type(), "none"));
   const StoreDescription store = plan.description();
   for (index_t i = 0; i < folder.size(); ++i) {
     const SpecForgeSample sample = folder[i];

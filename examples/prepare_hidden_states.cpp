@@ -226,10 +226,11 @@ int main(int argc, char** argv) {
     FilterOptions filter{.model_type = model_type_from(options.model_type),
                          .block_size = options.store.blocks_of()};
     const bool eagle3 = filter.model_type == ModelType::eagle3;
+    const TargetConfig target = TargetConfig::read(options.store.target);
     ShardPlan plan(
-        options.store.describe(options.model_type, eagle3 ? "none" : options.data.filter));
+        options.store.describe(target, options.model_type, eagle3 ? "none" : options.data.filter));
     const auto data = examples::read_samples(options.data, Tokenizer(options.store.target), filter,
-                                             TargetConfig::read(options.store.target).vocabulary);
+                                             target.vocabulary);
     for (const auto& sample : data.samples) plan.add(sample);
     if (launcher.first()) examples::print_size(plan, options.store.output);
     launcher.run([&](auto world) {

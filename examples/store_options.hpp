@@ -44,9 +44,10 @@ struct StoreOptions {
     return draft_config.empty() ? block_size : dflash::DraftConfig::read(draft_config).block_size;
   }
 
-  dflash::StoreDescription describe(const std::string& model_type,
+  /// `config` is the target's.
+  dflash::StoreDescription describe(const dflash::TargetConfig& config,
+                                    const std::string& model_type,
                                     const std::string& sample_filter) const {
-    const auto config = dflash::TargetConfig::read(target);
     return {.model_type = model_type,
             .target_name = target.filename().string(),
             .target_fingerprint = dflash::target_fingerprint(target),
