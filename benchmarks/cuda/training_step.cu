@@ -4,7 +4,10 @@
 // reach, and the peak of memory.
 //   training_step_cuda [--steps 10] [--layers 5] [--peak-tflops 989] [S anchors]...
 // Without sizes: S 768, 3072, 32768 with 256 and 512 anchors. `--longest` finds the longest S that
-// fits with 256 anchors.
+// fits with 256 anchors; `--profile` lets a profiler see one more step of each size (ncu
+// --profile-from-start off).
+
+#include <cuda_profiler_api.h>
 
 #include <algorithm>
 #include <cstdio>
@@ -31,19 +34,22 @@ using namespace dflash_benchmark;
 using T = bfloat16;
 using B = CudaBackend<T>;
 
-/// Features that are made when they are read.
+/// Rows that all hold the same random numbers.
 class MadeUpFeatures final : public FeatureRows {
  public:
-  MadeUpFeatures(index_t rows, index_t width) : rows_(rows), width_(width) {}
+  MadeUpFeatures(index_t rows, index_t width) : rows_(rows), row_(std::size_t(width)) {
+    for (std::size_t i = 0; i < row_.size(); ++i) row_[i] = number(i, 7);
+  }
   index_t rows() const override { return rows_; }
-  index_t width() const override { return width_; }
+  index_t width() const override { return index_t(row_.size()); }
   void read(Range range, float* out) const override {
-    for (index_t i = 0; i < range.size() * width_; ++i)
-      out[i] = number(std::uint64_t(i % 65536), 7);
+    for (index_t i = range.begin; i < range.end; ++i)
+      out = std::copy(row_.begin(), row_.end(), out);
   }
 
  private:
-  index_t rows_, width_;
+  index_t rows_;
+  std::vector<float> row_;
 };
 
 DraftConfig qwen3_8b(index_t layers) {
@@ -202,7 +208,7 @@ int main(int count, char** arguments) {
   int steps = 10;
   index_t layers = 5;
   double peak = 989;
-  bool longest = false;
+  bool longest = false, profile = false;
   std::vector<index_t> numbers;
   for (int i = 1; i < count; ++i) {
     const std::string flag = arguments[i];
@@ -215,6 +221,8 @@ int main(int count, char** arguments) {
       peak = value();
     else if (flag == "--longest")
       longest = true;
+    else if (flag == "--profile")
+      profile = true;
     else
       numbers.push_back(std::atoll(flag.c_str()));
   }
@@ -229,6 +237,11 @@ int main(int count, char** arguments) {
   cuda_expects(cudaGetDeviceProperties(&properties, 0), "the device");
   std::printf("%s, bf16, median of %d steps of one sample\n", properties.name, steps);
   Trainer trainer(layers);
-  for (std::size_t i = 0; i + 1 < numbers.size(); i += 2)
+  for (std::size_t i = 0; i + 1 < numbers.size(); i += 2) {
     measure(trainer, numbers[i], numbers[i + 1], steps, peak);
+    if (!profile) continue;
+    cuda_expects(cudaProfilerStart(), "the profiler");
+    trainer.step(numbers[i], numbers[i + 1]);
+    cuda_expects(cudaProfilerStop(), "the profiler");
+  }
 }

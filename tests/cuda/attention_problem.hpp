@@ -2,6 +2,7 @@
 
 #include <doctest/doctest.h>
 
+#include <array>
 #include <cmath>
 #include <type_traits>
 #include <vector>
@@ -134,7 +135,7 @@ class Run {
   /// 1: y, 3: dq, 8..11: dk and dv of the context, of the blocks.
   std::vector<T> bits(std::size_t which) { return host(tensors_[which]); }
   std::vector<double> result(std::size_t which) { return wide(bits(which)); }
-  static constexpr std::size_t gradients[] = {3, 8, 9, 10, 11};
+  static constexpr std::array<std::size_t, 5> gradients = {3, 8, 9, 10, 11};
 
  private:
   template <class U>
