@@ -63,21 +63,31 @@ struct Problem {
   KeyValue<const T> keys() { return {kc.view(), vc.view(), kb.view(), vb.view()}; }
   KeyValue<T> key_gradients() { return {dkc.view(), dvc.view(), dkb.view(), dvb.view()}; }
 
-  void forward() { attention(backend, q.view(), keys(), rule, y.view(), lse.view()); }
-  void backward() {
-    attention_backward(backend, q.view(), keys(), rule, lse.view(), delta.view(), dy.view(),
-                       dq.view(), key_gradients());
+  /// By the kernels of warps, or by those of Hopper's groups of warps.
+  void forward(bool groups) {
+    if constexpr (std::is_same_v<T, float>) {
+      attention(backend, q.view(), keys(), rule, y.view(), lse.view());
+    } else {
+      const cuda::AttentionPlan<T> plan(backend, q.view(), keys(), rule, {});
+      const auto launch = groups ? cuda::launch_attention_hopper<dim> : cuda::launch_attention<dim>;
+      launch(backend, plan, q.view().data, keys(), y.view().data, lse.view().data);
+    }
   }
-  void forward_on_hopper() {
-    const cuda::AttentionPlan<T> plan(backend, q.view(), keys(), rule, {});
-    cuda::launch_attention_hopper<dim>(backend, plan, q.view().data, keys(), y.view().data,
-                                       lse.view().data);
-  }
-  void backward_on_hopper() {
-    const cuda::AttentionPlan<T> plan(backend, q.view(), keys(), rule, {});
-    cuda::launch_backward_hopper<dim>(backend, plan, q.view(), keys(), lse.view().data,
-                                      delta.view().data, dy.view(), dq.view().data,
-                                      key_gradients());
+  void backward(bool groups) {
+    const float *l = lse.view().data, *d = delta.view().data;
+    if constexpr (std::is_same_v<T, float>) {
+      attention_backward(backend, q.view(), keys(), rule, lse.view(), delta.view(), dy.view(),
+                         dq.view(), key_gradients());
+    } else {
+      const cuda::AttentionPlan<T> plan(backend, q.view(), keys(), rule, {});
+      if (groups)
+        return cuda::launch_backward_hopper<dim>(backend, plan, q.view(), keys(), l, d, dy.view(),
+                                                 dq.view().data, key_gradients());
+      cuda::launch_query_gradient<dim>(backend, plan, q.view().data, keys(), l, d, dy.view().data,
+                                       dq.view().data);
+      cuda::launch_key_gradient<dim>(backend, plan, q.view().data, keys(), l, d, dy.view().data,
+                                     key_gradients());
+    }
   }
 
   /// y, dq and the gradients of the keys and values, after a backward from zeros.
@@ -145,17 +155,16 @@ void check(CudaBackend<bfloat16>& backend, bool hopper) {
   CudaBackend<float> exact_backend;
   Problem<float> exact(exact_backend, 1000, 100);
   Problem<bfloat16> p(backend, 1000, 100);
-  exact.forward();
-  exact.backward();
+  exact.forward(false);
+  exact.backward(false);
   const auto expected = exact.results();
-  p.forward();
-  p.backward();
-  compare("mma", p.results(), expected);
-  if (!hopper) return;
-  p.clear_gradients();
-  p.forward_on_hopper();
-  p.backward_on_hopper();
-  compare("warp groups", p.results(), expected);
+  for (const bool groups : {false, true}) {
+    if (groups && !hopper) continue;
+    p.clear_gradients();
+    p.forward(groups);
+    p.backward(groups);
+    compare(groups ? "warp groups" : "warps", p.results(), expected);
+  }
 }
 
 void measure(CudaBackend<bfloat16>& backend, index_t context, index_t blocks, int times,
@@ -166,18 +175,18 @@ void measure(CudaBackend<bfloat16>& backend, index_t context, index_t blocks, in
   Problem<bfloat16> p(backend, context, blocks);
   const double product = 2.0 * dim;  // operations of one product, per pair
   const double forward = 2 * product * p.useful(), backward = 5 * product * p.useful();
-  print("forward", context, blocks, milliseconds(backend, times, [&] { p.forward(); }), forward,
-        2 * product * p.by_rows(Forward::warp_rows, Forward::rows, Forward::keys));
-  print("backward", context, blocks, milliseconds(backend, times, [&] { p.backward(); }), backward,
+  print("forward", context, blocks, milliseconds(backend, times, [&] { p.forward(false); }),
+        forward, 2 * product * p.by_rows(Forward::warp_rows, Forward::rows, Forward::keys));
+  print("backward", context, blocks, milliseconds(backend, times, [&] { p.backward(false); }),
+        backward,
         3 * product * p.by_rows(Query::warp_rows, Query::rows, Query::keys) +
             4 * product * p.by_keys(Key::keys));
   if (!hopper) return;
   using Cut = cuda::HopperCut<dim>;
-  print("forward, groups", context, blocks,
-        milliseconds(backend, times, [&] { p.forward_on_hopper(); }), forward,
-        2 * product * p.by_rows(Cut::tile, Cut::rows, Cut::tile));
+  print("forward, groups", context, blocks, milliseconds(backend, times, [&] { p.forward(true); }),
+        forward, 2 * product * p.by_rows(Cut::tile, Cut::rows, Cut::tile));
   print("backward, groups", context, blocks,
-        milliseconds(backend, times, [&] { p.backward_on_hopper(); }), backward,
+        milliseconds(backend, times, [&] { p.backward(true); }), backward,
         3 * product * p.by_rows(Cut::tile, Cut::rows, Cut::tile) +
             4 * product * p.by_keys(Cut::rows));
 }

@@ -102,24 +102,30 @@ class Run {
     attention_backward(backend_, queries(0), keys(4), rule(), rows(lse_), rows(delta_), queries(2),
                        queries(3), keys(8));
   }
-  /// Forward by the kernel for Hopper.
+  /// Forward by the kernels of warps, or by those of Hopper's groups of warps.
   template <int D>
-  void forward_on_hopper() {
+  void forward_by(bool groups) {
     const KeyValue<const T> kv = keys(4);
     const dflash::cuda::AttentionPlan<T> plan(backend_, queries(0), kv, rule(), {queries(1).data});
-    dflash::cuda::launch_attention_hopper<D>(backend_, plan, queries(0).data, kv, queries(1).data,
-                                             rows(lse_).data);
+    const auto launch =
+        groups ? dflash::cuda::launch_attention_hopper<D> : dflash::cuda::launch_attention<D>;
+    launch(backend_, plan, queries(0).data, kv, queries(1).data, rows(lse_).data);
   }
   template <int D>
-  void backward_on_hopper() {
+  void backward_by(bool groups) {
+    namespace cuda = dflash::cuda;
     const KeyValue<const T> kv = keys(4);
-    const dflash::cuda::AttentionPlan<T> plan(backend_, queries(0), kv, rule(), {});
-    dflash::cuda::launch_query_gradient_hopper<D>(backend_, plan, queries(0).data, kv,
-                                                  rows(lse_).data, rows(delta_).data,
-                                                  queries(2).data, queries(3).data);
-    if (dflash::cuda::hopper_goes_back(plan.shape()))
-      dflash::cuda::launch_key_gradient_hopper<D>(backend_, plan, queries(0), kv, rows(lse_).data,
-                                                  rows(delta_).data, queries(2), keys(8));
+    const cuda::AttentionPlan<T> plan(backend_, queries(0), kv, rule(), {});
+    const auto launch_dq =
+        groups ? cuda::launch_query_gradient_hopper<D> : cuda::launch_query_gradient<D>;
+    launch_dq(backend_, plan, queries(0).data, kv, rows(lse_).data, rows(delta_).data,
+              queries(2).data, queries(3).data);
+    if (!groups)
+      cuda::launch_key_gradient<D>(backend_, plan, queries(0).data, kv, rows(lse_).data,
+                                   rows(delta_).data, queries(2).data, keys(8));
+    else if (cuda::hopper_goes_back(plan.shape()))
+      cuda::launch_key_gradient_hopper<D>(backend_, plan, queries(0), kv, rows(lse_).data,
+                                          rows(delta_).data, queries(2), keys(8));
   }
   bool hopper_goes_back() {
     return dflash::cuda::hopper_goes_back(

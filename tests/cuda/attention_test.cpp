@@ -188,45 +188,44 @@ TEST_CASE_TEMPLATE("the indices of a ring together give the whole gradient", T, 
   }
 }
 
-TEST_CASE("attention on Hopper is that of the CPU") {
-  CudaBackend<bfloat16> backend;
-  for (Geometry g : geometries()) {
-    if (g.dim > 128 || g.dim % 8 != 0) continue;
-    CAPTURE(g.dim);
-    CAPTURE(g.block_size);
-    for (bool stale : {false, true}) {  // keys that nobody sees may be no numbers
-      Numbers<bfloat16> x(g);
-      for (auto* gradient : {&x.dq, &x.dkc, &x.dvc, &x.dkb, &x.dvb})
-        gradient->assign(gradient->size(), bfloat16(0.0f));
-      const Expected expected(g, x);
-      if (stale)
-        for (index_t s = 0; s < g.context_rows(); ++s) {
-          bool seen = false;
-          for (std::size_t n = 0; n < g.end.size(); ++n)
-            seen = seen || (s >= g.stripe.local(g.begin[n]) && s < g.stripe.local(g.end[n]));
-          const index_t step = g.kv_heads() * g.dim;
-          for (auto* keys : {&x.kc, &x.vc})
-            if (!seen)
-              std::fill_n(keys->begin() + s * step, step,
-                          bfloat16(std::numeric_limits<float>::quiet_NaN()));
-        }
-      Run<CudaBackend<bfloat16>> run(backend, g, x);
-      if (g.dim <= 64)
-        run.forward_on_hopper<64>();
-      else
-        run.forward_on_hopper<128>();
-      CHECK(relative(run.result(1), expected.y) < Tolerance<bfloat16>::y);
-      CHECK(close(run.lse(), expected.lse, Tolerance<bfloat16>::lse));
-      run.set(expected.lse, expected.delta);
-      if (g.dim <= 64)
-        run.backward_on_hopper<64>();
-      else
-        run.backward_on_hopper<128>();
-      for (std::size_t i = 0; i < (run.hopper_goes_back() ? 5 : 1); ++i) {
-        CAPTURE(i);
-        CHECK(relative(run.result(run.gradients[i]), expected.gradients[i]) <
-              Tolerance<bfloat16>::gradient);
-      }
-    }
+/// NaN in the keys that nobody sees: they may be no numbers.
+static void spoil_unseen(const Geometry& g, Numbers<bfloat16>& x) {
+  const index_t step = g.kv_heads() * g.dim;
+  for (index_t s = 0; s < g.context_rows(); ++s) {
+    bool seen = false;
+    for (std::size_t n = 0; n < g.end.size(); ++n)
+      seen = seen || (s >= g.stripe.local(g.begin[n]) && s < g.stripe.local(g.end[n]));
+    if (seen) continue;
+    for (auto* keys : {&x.kc, &x.vc})
+      std::fill_n(keys->begin() + s * step, step,
+                  bfloat16(std::numeric_limits<float>::quiet_NaN()));
   }
+}
+
+TEST_CASE("attention by warps and by Hopper's groups of warps is that of the CPU") {
+  CudaBackend<bfloat16> backend;
+  for (const Geometry& g : geometries())
+    for (const bool groups : {false, true})
+      for (const bool spoiled : {false, true}) {
+        if (g.dim > 128 || g.dim % 8 != 0) continue;
+        CAPTURE(g.dim);
+        CAPTURE(g.block_size);
+        CAPTURE(groups);
+        Numbers<bfloat16> x(g);
+        for (auto* gradient : {&x.dq, &x.dkc, &x.dvc, &x.dkb, &x.dvb})
+          gradient->assign(gradient->size(), bfloat16(0.0f));
+        const Expected expected(g, x);
+        if (spoiled) spoil_unseen(g, x);
+        Run<CudaBackend<bfloat16>> run(backend, g, x);
+        g.dim <= 64 ? run.forward_by<64>(groups) : run.forward_by<128>(groups);
+        CHECK(relative(run.result(1), expected.y) < Tolerance<bfloat16>::y);
+        CHECK(close(run.lse(), expected.lse, Tolerance<bfloat16>::lse));
+        run.set(expected.lse, expected.delta);
+        g.dim <= 64 ? run.backward_by<64>(groups) : run.backward_by<128>(groups);
+        for (std::size_t i = 0; i < (groups && !run.hopper_goes_back() ? 1 : 5); ++i) {
+          CAPTURE(i);
+          CHECK(relative(run.result(run.gradients[i]), expected.gradients[i]) <
+                Tolerance<bfloat16>::gradient);
+        }
+      }
 }

@@ -21,7 +21,7 @@ void attention(CudaBackend<T>& backend, In<T, 3> q, KeyValue<const std::type_ide
     cuda::launch_attention_float(backend, plan, q.data, kv, y.data, lse.data);
   } else {
     const int dim = plan.shape().dim;
-    if (cuda::prefer_hopper_attention && cuda::hopper_attends(plan.shape()))
+    if (cuda::hopper_attends(plan.shape()) && !cuda::attends_in_parts<128>(plan))
       return dim <= 64
                  ? cuda::launch_attention_hopper<64>(backend, plan, q.data, kv, y.data, lse.data)
                  : cuda::launch_attention_hopper<128>(backend, plan, q.data, kv, y.data, lse.data);

@@ -62,7 +62,7 @@ void attention_backward(CudaBackend<T>& backend, In<T, 3> q,
   if constexpr (std::is_same_v<T, float>) {
     cuda::launch_attention_float_backward(backend, plan, q.data, kv, lse.data, delta.data, dy.data,
                                           dq.data, dkv);
-  } else if (cuda::prefer_hopper_attention && cuda::hopper_goes_back(plan.shape())) {
+  } else if (cuda::hopper_goes_back(plan.shape())) {
     if (plan.shape().dim <= 64)
       cuda::launch_backward_hopper<64>(backend, plan, q, kv, lse.data, delta.data, dy, dq.data,
                                        dkv);

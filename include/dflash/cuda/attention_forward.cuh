@@ -227,6 +227,13 @@ __global__ void __launch_bounds__(ForwardCut<D>::threads, 2)
 
 inline constexpr int part_keys = 512;
 
+/// One token or a few after many: so few blocks of threads would read the keys that memory waits
+/// for them, and the keys are cut into parts. The parts do not depend on how many rows there are.
+template <int D>
+bool attends_in_parts(const AttentionPlan<bfloat16>& plan) {
+  return plan.query_tiles(ForwardCut<D>::rows) == 1 && plan.shape().context_rows > part_keys;
+}
+
 /// The forward kernel for heads of up to D elements.
 template <int D>
 void launch_attention(CudaBackend<bfloat16>& backend, const AttentionPlan<bfloat16>& plan,
@@ -236,9 +243,7 @@ void launch_attention(CudaBackend<bfloat16>& backend, const AttentionPlan<bfloat
   const index_t rows = index_t(a.block_count) * a.block_size * a.heads;
   KeyParts parts;
   typename CudaBackend<bfloat16>::template Buffer<float> part_y, part_lse;
-  // One token or a few after many: so few blocks would read the keys that memory waits for them.
-  // The parts do not depend on how many rows there are.
-  if (plan.query_tiles(Cut::rows) == 1 && a.context_rows > part_keys) {
+  if (attends_in_parts<D>(plan)) {
     parts.keys = part_keys;
     parts.count = int(blocks_for(a.context_rows, part_keys));
     part_y = backend.template allocate<float>(parts.count * rows * a.dim);

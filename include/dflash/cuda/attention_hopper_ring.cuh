@@ -6,10 +6,6 @@
 
 namespace dflash::cuda {
 
-/// Whether attention takes the kernel for Hopper where it can. It ran on the emulated device only:
-/// turn it on once it has been checked and measured on a GPU.
-inline constexpr bool prefer_hopper_attention = false;
-
 /// Whether this device and problem are some that the kernel for Hopper can do.
 inline bool hopper_attends(const AttentionShape& a) {
   static const bool hopper = [] {
