@@ -41,6 +41,11 @@ MemorySample sample(const std::string& id, index_t length, float first) {
           std::make_shared<WatchedFeatures>(length, first)};
 }
 
+/// As if the host could not reach its memory.
+struct FarBackend : Cpu {
+  static constexpr bool host_memory = false;
+};
+
 template <class U>
 std::vector<U> host(const Tensor<Cpu, U, 1>& t) {
   return {t.view().data, t.view().data + t.size()};
@@ -80,4 +85,33 @@ TEST_CASE("A batch may have samples without blocks, or no samples at all") {
   CHECK(empty.blocks_total == 0);
   CHECK(empty.samples == 1);
   CHECK(shard<Cpu>(cpu, group, {}, {}, 7).tokens.size() == 0);
+}
+
+TEST_CASE("Features of many rows are those of few, in memory of every kind and in every type") {
+  const index_t rows = 140000;
+  const MemorySample a = sample("a", 6, 0), b = sample("b", rows + 8, 0.25f);
+  const std::vector<Sample> samples{a, b};
+  const std::vector<Blocks> blocks{blocks_at(a.text.tokens, a.text.loss_mask, {3}, 2),
+                                   blocks_at(b.text.tokens, b.text.loss_mask, {rows}, 2)};
+  const SequenceParallelGroup group(SingleProcess{});
+  Cpu cpu;
+  FarBackend far;
+  CpuBackend<double> wide;
+  const auto near_batch = shard(cpu, group, samples, blocks, 7);
+  const auto far_batch = shard(far, group, samples, blocks, 7);
+  const auto wide_batch = shard(wide, group, samples, blocks, 7);
+  REQUIRE(near_batch.features.size() == 2 * (rows + 3));
+  CHECK(std::equal(near_batch.features.view().data,
+                   near_batch.features.view().data + near_batch.features.size(),
+                   far_batch.features.view().data));
+  CHECK(std::equal(near_batch.features.view().data,
+                   near_batch.features.view().data + near_batch.features.size(),
+                   wide_batch.features.view().data));
+  CHECK(near_batch.features.view()(rows + 2, 0) == float(rows) - 0.75f);
+
+  std::vector<bfloat16> rounded(2 * 20000);
+  b.features->read_rounded({100, 20100}, rounded.data());
+  for (std::size_t i = 0; i < rounded.size(); i += 999)
+    CHECK(float(rounded[i]) ==
+          float(bfloat16(near_batch.features.view().data[2 * (3 + 100) + index_t(i)])));
 }

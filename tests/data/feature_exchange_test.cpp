@@ -124,4 +124,8 @@ TEST_CASE("Rows of another rank are not there") {
   CHECK_NOTHROW(rows.read({9, 11}, out.data()));
   CHECK_THROWS_AS(rows.read({4, 6}, out.data()), Error);
   CHECK_THROWS_AS(rows.read({0, 1}, out.data()), Error);
+  std::vector<bfloat16> narrow(2 * width);
+  rows.read_rounded({9, 11}, narrow.data());
+  CHECK(float(narrow.back()) == 1);
+  CHECK_THROWS_AS(rows.read_rounded({4, 6}, narrow.data()), Error);
 }

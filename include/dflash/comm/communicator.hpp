@@ -50,12 +50,6 @@ concept CommunicatorFor = Communicator<C> && Backend<B> &&
   comm.broadcast(backend, out, root);         // out = the root's
 };
 
-/// A backend whose memory the host reads and writes directly.
-template <class B>
-concept HostBackend = Backend<B> && requires {
-  requires B::host_memory;
-};
-
 /// One rank: every collective is a copy or nothing, so one rank needs no special case anywhere.
 class SingleProcess {
  public:

@@ -22,4 +22,10 @@ concept Backend = std::movable<B> && std::floating_point<typename B::accumulator
   { backend.synchronize() } -> std::same_as<void>;
 };
 
+/// A backend whose memory the host reads and writes directly.
+template <class B>
+concept HostBackend = Backend<B> && requires {
+  requires B::host_memory;
+};
+
 }  // namespace dflash

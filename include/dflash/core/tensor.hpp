@@ -119,30 +119,4 @@ Tensor<B, T, 1> uploaded(B& backend, const T* host, index_t n) {
   return t;
 }
 
-/// For uploads_beside of a backend that has no way to do that.
-template <Backend B>
-class PlainUploads {
- public:
-  explicit PlainUploads(B& backend) : backend_(&backend) {}
-
-  template <class U>
-  void upload(const U* host, U* here, index_t n) {
-    backend_->upload(host, here, n);
-  }
-
- private:
-  B* backend_;
-};
-
-/// For uploads into memory that has been allocated and not used yet: they need not wait for the
-/// backend's work, and may run beside it. What the backend does after this object has gone finds
-/// them done.
-template <Backend B>
-auto uploads_beside(B& backend) {
-  if constexpr (requires { backend.uploads_beside(); })
-    return backend.uploads_beside();
-  else
-    return PlainUploads<B>(backend);
-}
-
 }  // namespace dflash

@@ -19,6 +19,23 @@ inline void* take_device_memory(std::size_t bytes) {
 inline void give_device_memory(void* block) noexcept { cudaFree(block); }
 }  // namespace detail
 
+/// Host memory that the device reads without the system's help.
+class PinnedMemory {
+ public:
+  explicit PinnedMemory(std::size_t bytes) {
+    cuda_expects(cudaHostAlloc(reinterpret_cast<void**>(&data_), bytes, cudaHostAllocDefault),
+                 "pinned memory");
+  }
+  PinnedMemory(const PinnedMemory&) = delete;
+  PinnedMemory& operator=(const PinnedMemory&) = delete;
+  ~PinnedMemory() { cudaFreeHost(data_); }
+
+  char* data() const { return data_; }
+
+ private:
+  char* data_ = nullptr;
+};
+
 /// Where the memory of the current device comes from.
 inline MemorySource device_memory() {
   return {&detail::take_device_memory, &detail::give_device_memory};

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "dflash/cuda/expects.hpp"
+#include "dflash/cuda/memory.hpp"
 
 namespace dflash {
 
@@ -17,10 +18,7 @@ namespace dflash {
 /// once, and the host waits only if it is a whole ring ahead of the device. Any thread may upload.
 class CudaStaging {
  public:
-  explicit CudaStaging(std::size_t bytes = std::size_t(32) << 20) : size_(bytes) {
-    cuda_expects(cudaHostAlloc(reinterpret_cast<void**>(&ring_), size_, cudaHostAllocDefault),
-                 "pinned memory");
-  }
+  explicit CudaStaging(std::size_t bytes = std::size_t(32) << 20) : size_(bytes), ring_(bytes) {}
   CudaStaging(const CudaStaging&) = delete;
   CudaStaging& operator=(const CudaStaging&) = delete;
   ~CudaStaging() {
@@ -29,7 +27,6 @@ class CudaStaging {
       cudaEventDestroy(piece.landed);
     }
     for (cudaEvent_t event : free_events_) cudaEventDestroy(event);
-    cudaFreeHost(ring_);
   }
 
   /// Copies host memory to the device in the order of the stream.
@@ -69,7 +66,7 @@ class CudaStaging {
     }
     in_flight_.push_back({begin, end, event()});
     next_ = end;
-    return ring_ + begin;
+    return ring_.data() + begin;
   }
 
   cudaEvent_t event() {
@@ -87,7 +84,7 @@ class CudaStaging {
 
   std::mutex mutex_;
   std::size_t size_, next_ = 0;
-  char* ring_ = nullptr;
+  PinnedMemory ring_;
   std::deque<Piece> in_flight_;
   std::vector<cudaEvent_t> free_events_;
 };

@@ -28,8 +28,8 @@ class CudaStream {
 /// A CUDA event that lasts as long as somebody waits for it.
 class CudaMark {
  public:
-  CudaMark() {
-    cuda_expects(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming), "a CUDA event");
+  explicit CudaMark(unsigned flags = 0) {
+    cuda_expects(cudaEventCreateWithFlags(&event_, flags | cudaEventDisableTiming), "a CUDA event");
   }
   CudaMark(const CudaMark&) = delete;
   CudaMark& operator=(const CudaMark&) = delete;

@@ -3,12 +3,12 @@
 #include <algorithm>
 #include <cstdint>
 #include <span>
-#include <type_traits>
 
 #include "dflash/comm/sequence_parallel_group.hpp"
 #include "dflash/core/attention_rule.hpp"
 #include "dflash/core/host_vector.hpp"
 #include "dflash/core/tensor.hpp"
+#include "dflash/core/uploads.hpp"
 #include "dflash/data/blocks.hpp"
 #include "dflash/data/sample.hpp"
 
@@ -54,22 +54,21 @@ void for_each_overlap(std::span<const Range> wanted, index_t begin, index_t rows
   }
 }
 
-/// Rows [range) of a sample's features, at `to` in the backend's memory and type.
-template <Backend B, class Uploads, class T>
-void read_rows(Uploads& uploads, const FeatureRows& features, Range range, T* to) {
-  if constexpr (HostBackend<B> && std::is_same_v<T, float>) {
-    features.read(range, to);
-  } else {
-    const index_t width = features.width(), piece = std::max<index_t>((1 << 18) / width, 1);
-    HostVector<float> values(std::size_t(std::min(piece, range.size()) * width));
-    HostVector<T> converted(values.size());
-    for (index_t row = range.begin; row < range.end; row += piece) {
-      const Range some{row, std::min(range.end, row + piece)};
-      features.read(some, values.data());
-      for (std::size_t i = 0; i < values.size(); ++i) converted[i] = T(values[i]);
-      uploads.upload(converted.data(), to + (row - range.begin) * width, some.size() * width);
-    }
-  }
+/// Rows of several samples, laid end to end.
+struct PackedRows {
+  const FeatureRows* features;
+  Range rows;
+  index_t at;  // the first of them
+};
+
+/// Rows [range) of all.                                 out (range, width)
+template <class T>
+void read_packed(std::span<const PackedRows> parts, Range range, index_t width, T* out) {
+  for (const PackedRows& part : parts)
+    for_each_overlap(std::span(&range, 1), part.at, part.rows.size(), [&](Range own) {
+      read_rows(*part.features, {part.rows.begin + own.begin, part.rows.begin + own.end},
+                out + (part.at + own.begin - range.begin) * width);
+    });
 }
 
 }  // namespace detail
@@ -79,6 +78,7 @@ void read_rows(Uploads& uploads, const FeatureRows& features, Range range, T* to
 template <Backend B, Communicator C>
 Batch<B> shard(B& backend, const SequenceParallelGroup<C>& group, std::span<const Sample> samples,
                std::span<const Blocks> blocks, std::int32_t mask_token) {
+  using T = typename B::value_type;
   expects(samples.size() == blocks.size(), "each sample has its blocks");
   Batch<B> batch;
   batch.samples = index_t(samples.size());
@@ -101,9 +101,7 @@ Batch<B> shard(B& backend, const SequenceParallelGroup<C>& group, std::span<cons
   for (const Range& range : wanted) rows += range.size();
   const index_t width = samples.empty() ? 0 : samples.front().features->width();
 
-  batch.features = Tensor<B, typename B::value_type, 2>(backend, {rows, width});
-  auto* next = batch.features.view().data;
-  auto uploads = uploads_beside(backend);  // the batch may be made while another is trained on
+  HostVector<detail::PackedRows> parts;
   HostVector<index_t> context_position, block_position;
   HostVector<std::int32_t> tokens;
   index_t context_at = 0, block_at = 0;
@@ -111,8 +109,7 @@ Batch<B> shard(B& backend, const SequenceParallelGroup<C>& group, std::span<cons
     const Blocks& own = blocks[i];
     detail::for_each_overlap(wanted, context_at, own.context_rows(), [&](Range part) {
       expects(samples[i].features->width() == width, "all samples have features of one width");
-      detail::read_rows<B>(uploads, *samples[i].features, part, next);
-      next += part.size() * width;
+      parts.push_back({samples[i].features.get(), part, index_t(context_position.size())});
       for (index_t p = part.begin; p < part.end; ++p) context_position.push_back(p);
     });
     const std::span<const Range> block_range(&own_blocks, 1);
@@ -130,6 +127,11 @@ Batch<B> shard(B& backend, const SequenceParallelGroup<C>& group, std::span<cons
     block_at += own.count();
   }
 
+  batch.features = Tensor<B, T, 2>(backend, {rows, width});
+  // The batch may be made while another is trained on.
+  uploads_beside(backend).upload_rows(
+      rows, width, batch.features.view().data,
+      [&](Range some, T* out) { detail::read_packed<T>(parts, some, width, out); });
   batch.context_position =
       uploaded(backend, context_position.data(), index_t(context_position.size()));
   batch.block_position = uploaded(backend, block_position.data(), index_t(block_position.size()));

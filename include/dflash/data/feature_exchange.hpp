@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -91,22 +92,30 @@ class ReceivedRows final : public FeatureRows {
 
   index_t rows() const override { return rows_; }
   index_t width() const override { return width_; }
-  void read(Range range, float* out) const override {
-    const auto piece = std::find_if(pieces_.begin(), pieces_.end(), [&](const Piece& p) {
-      return p.range.begin <= range.begin && range.end <= p.range.end;
-    });
-    expects(piece != pieces_.end() || range.size() == 0, "these feature rows are of another rank");
-    if (range.size() == 0) return;
-    const index_t first = piece->at + range.begin - piece->range.begin;
-    for (index_t i = 0; i < range.size() * width_; ++i)
-      out[i] = float((*values_)[std::size_t(first * width_ + i)]);
-  }
+  void read(Range range, float* out) const override { read_as(range, out); }
+  void read_rounded(Range range, bfloat16* out) const override { read_as(range, out); }
 
  private:
   struct Piece {
     Range range;
     index_t at;
   };
+
+  template <class U>
+  void read_as(Range range, U* out) const {
+    const auto piece = std::find_if(pieces_.begin(), pieces_.end(), [&](const Piece& p) {
+      return p.range.begin <= range.begin && range.end <= p.range.end;
+    });
+    expects(piece != pieces_.end() || range.size() == 0, "these feature rows are of another rank");
+    if (range.size() == 0) return;
+    const index_t first = piece->at + range.begin - piece->range.begin;
+    const T* from = values_->data() + first * width_;
+    if constexpr (std::is_same_v<T, U>)
+      std::copy_n(from, range.size() * width_, out);
+    else
+      std::transform(from, from + range.size() * width_, out, [](T x) { return U(float(x)); });
+  }
+
   std::shared_ptr<const std::vector<T>> values_;
   index_t rows_, width_;
   std::vector<Piece> pieces_;

@@ -45,22 +45,31 @@ float encode_row(const T* row, index_t n, DType dtype, std::byte* out) {
   return scale;
 }
 
-/// The other way.
-inline void decode_row(const std::byte* row, index_t n, DType dtype, float scale, float* out) {
-  if (dtype == DType::f32) {
-    std::memcpy(out, row, std::size_t(n) * 4);
+/// The other way: the stored values, rounded where T cannot hold them.
+template <class T>
+void decode_row(const std::byte* row, index_t n, DType dtype, float scale, T* out) {
+  if (dtype == dtype_of<T>()) {
+    std::memcpy(out, row, std::size_t(n) * sizeof(T));
+  } else if (dtype == DType::f32) {
+    for (index_t i = 0; i < n; ++i) {
+      float value;
+      std::memcpy(&value, row + 4 * i, 4);
+      out[i] = T(value);
+    }
   } else if (dtype == DType::bf16) {
     for (index_t i = 0; i < n; ++i) {
       bfloat16 value;
       std::memcpy(&value, row + 2 * i, 2);
-      out[i] = static_cast<float>(value);
+      out[i] = T(static_cast<float>(value));
     }
   } else {
-    for (index_t i = 0; i < n; ++i) {
+    T meaning[256];  // of each byte in this row: looked up faster than computed
+    for (int i = 0; i < 256; ++i) {
       float8_e4m3 value;
-      value.bits = std::uint8_t(row[i]);
-      out[i] = static_cast<float>(value) * scale;
+      value.bits = std::uint8_t(i);
+      meaning[i] = T(static_cast<float>(value) * scale);
     }
+    for (index_t i = 0; i < n; ++i) out[i] = meaning[std::size_t(row[i])];
   }
 }
 

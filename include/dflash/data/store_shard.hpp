@@ -76,8 +76,9 @@ class StoreShard {
                   ": its id, tokens and loss_mask do not match their checksum");
   }
 
-  /// Rows [range) of sample i as floats, each verified.                  out (range, width)
-  void read(std::size_t matrix, index_t i, Range range, float* out) const {
+  /// Rows [range) of sample i in the type asked for, each verified.      out (range, width)
+  template <class T>
+  void read(std::size_t matrix, index_t i, Range range, T* out) const {
     const Matrix& m = matrices_[matrix];
     const index_t bytes = m.width * size_of(dtype_), first = rows_of(i).begin;
     for (index_t row = range.begin; row < range.end; ++row, out += m.width) {
@@ -152,13 +153,17 @@ class StoreRows : public FeatureRows {
 
   index_t rows() const override { return shard_->rows_of(sample_).size(); }
   index_t width() const override { return shard_->width(matrix_); }
-  void read(Range range, float* out) const override {
+  void read(Range range, float* out) const override { read_as(range, out); }
+  void read_rounded(Range range, bfloat16* out) const override { read_as(range, out); }
+
+ private:
+  template <class T>
+  void read_as(Range range, T* out) const {
     expects(range.begin >= 0 && range.begin <= range.end && range.end <= rows(),
             "rows of a sample must be within it");
     shard_->read(matrix_, sample_, range, out);
   }
 
- private:
   std::shared_ptr<const StoreShard> shard_;
   std::size_t matrix_;
   index_t sample_;

@@ -22,8 +22,8 @@ enum cudaMemcpyKind {
   cudaMemcpyDefault
 };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
-inline constexpr unsigned cudaStreamNonBlocking = 1, cudaEventDisableTiming = 2,
-                          cudaHostAllocDefault = 0;
+inline constexpr unsigned cudaStreamNonBlocking = 1, cudaEventBlockingSync = 1,
+                          cudaEventDisableTiming = 2, cudaHostAllocDefault = 0;
 
 namespace cuda_emulation {
 struct Stream;
