@@ -1,8 +1,10 @@
-// A whole training step on a GPU in bfloat16, at the shapes of qwen3-8b's draft: H 4096, I 12288,
-// five layers of 32/8 heads of 128, V 151936, five captured layers, blocks of 16. Prints
-// milliseconds per sample (median), by phase, the share of the device's bf16 peak that the products
-// reach, and the peak of memory.
-//   training_step_cuda [--steps 10] [--layers 5] [--peak-tflops 989] [S anchors]...
+// Training on a GPU in bfloat16, at the shapes of qwen3-8b's draft: H 4096, I 12288, five layers of
+// 32/8 heads of 128, V 151936, five captured layers, blocks of 16. Features lie in host memory as
+// in a store that has been read before, and batches are made ahead, as trainers do. Prints what a
+// step of one sample takes, by the clock over all of them; the same by phase, each waited for
+// (medians); what making a batch takes alone; the share of the device's bf16 peak that the products
+// reach; and the memory in use.
+//   training_step_cuda [--steps 10] [--layers 5] [--head-rows N] [--peak-tflops 989] [S anchors]...
 // Without sizes: S 768, 3072, 32768 with 256 and 512 anchors. `--longest` finds the longest S that
 // fits with 256 anchors; `--profile` lets a profiler see one more step of each size (ncu
 // --profile-from-start off).
@@ -10,18 +12,25 @@
 #include <cuda_profiler_api.h>
 
 #include <algorithm>
+#include <chrono>
+#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
 #include "dflash/comm/communicator.hpp"
 #include "dflash/comm/sequence_parallel_group.hpp"
+#include "dflash/core/thread_pool.hpp"
 #include "dflash/cuda.cuh"
 #include "dflash/data/batch.hpp"
 #include "dflash/data/blocks.hpp"
+#include "dflash/data/prefetch.hpp"
+#include "dflash/data/row_codec.hpp"
+#include "dflash/data/store_format.hpp"
 #include "dflash/model/draft_model.hpp"
 #include "dflash/train/adamw.hpp"
 #include "dflash/train/draft_loss.hpp"
@@ -34,22 +43,59 @@ using namespace dflash_benchmark;
 using T = bfloat16;
 using B = CudaBackend<T>;
 
-/// Rows that all hold the same random numbers.
-class MadeUpFeatures final : public FeatureRows {
+/// Rows of random numbers in bfloat16 with checksums, as a store has them; the first ones over and
+/// over if fewer are kept than there are.
+class HostFeatures final : public FeatureRows {
  public:
-  MadeUpFeatures(index_t rows, index_t width) : rows_(rows), row_(std::size_t(width)) {
-    for (std::size_t i = 0; i < row_.size(); ++i) row_[i] = number(i, 7);
+  HostFeatures(index_t rows, index_t kept, index_t width)
+      : rows_(rows),
+        kept_(kept),
+        width_(width),
+        numbers_(std::make_unique_for_overwrite<T[]>(std::size_t(kept * width))),
+        checksums_(std::size_t(kept)) {
+    ThreadPool(std::max(1, int(std::thread::hardware_concurrency())))
+        .parallel_for(kept, [&](index_t row, int) {
+          T* const at = numbers_.get() + row * width_;
+          for (index_t i = 0; i < width_; ++i)
+            at[i] = T(number(std::uint64_t(row * width_ + i), 7));
+          checksums_[std::size_t(row)] = row_checksum(at, width_ * index_t(sizeof(T)));
+        });
   }
   index_t rows() const override { return rows_; }
-  index_t width() const override { return index_t(row_.size()); }
-  void read(Range range, float* out) const override {
-    for (index_t i = range.begin; i < range.end; ++i)
-      out = std::copy(row_.begin(), row_.end(), out);
-  }
+  index_t width() const override { return width_; }
+  void read(Range range, float* out) const override { read_as(range, out); }
+  void read_rounded(Range range, bfloat16* out) const override { read_as(range, out); }
 
  private:
-  index_t rows_;
-  std::vector<float> row_;
+  template <class U>
+  void read_as(Range range, U* out) const {
+    for (index_t i = range.begin; i < range.end; ++i, out += width_) {
+      const T* const at = numbers_.get() + i % kept_ * width_;
+      if (row_checksum(at, width_ * index_t(sizeof(T))) != checksums_[std::size_t(i % kept_)])
+        throw Error("a row does not match its checksum");
+      decode_row(reinterpret_cast<const std::byte*>(at), width_, DType::bf16, 0, out);
+    }
+  }
+
+  index_t rows_, kept_, width_;
+  std::unique_ptr<T[]> numbers_;
+  std::vector<std::uint64_t> checksums_;
+};
+
+/// One sample, all of whose tokens are to be learnt.
+struct MadeUpSample {
+  std::vector<std::int32_t> tokens;
+  std::vector<std::uint8_t> mask;
+  std::shared_ptr<const FeatureRows> features;
+
+  MadeUpSample(const DraftConfig& config, index_t rows, index_t kept)
+      : tokens(std::size_t(rows), 11),
+        mask(std::size_t(rows), 1),
+        features(std::make_shared<HostFeatures>(rows, kept, config.feature_width())) {}
+  index_t rows() const { return index_t(tokens.size()); }
+  operator Sample() const {
+    return {"made up", {tokens.data(), {rows()}}, {mask.data(), {rows()}}, features};
+  }
 };
 
 DraftConfig qwen3_8b(index_t layers) {
@@ -77,14 +123,25 @@ double operations(const DraftConfig& c, double rows, double blocks) {
 }
 
 struct Times {
-  double shard = 0, forward = 0, head = 0, backward = 0, optimizer = 0;
-  double total() const { return shard + forward + head + backward + optimizer; }
+  double batch = 0, forward = 0, head = 0, backward = 0, optimizer = 0;
+  double total() const { return batch + forward + head + backward + optimizer; }
 };
+
+double milliseconds_since(std::chrono::steady_clock::time_point start) {
+  return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start)
+      .count();
+}
+
+double median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return values[values.size() / 2];
+}
 
 class Trainer {
  public:
-  explicit Trainer(index_t layers)
+  Trainer(index_t layers, const LossOptions& loss_options)
       : config_(qwen3_8b(layers)),
+        loss_options_(loss_options),
         attention_(backend_),
         block_(attention_, config_.shape),
         model_(block_, config_),
@@ -106,51 +163,48 @@ class Trainer {
   }
 
   const DraftConfig& config() const { return config_; }
+  B& backend() { return backend_; }
 
-  Times step(index_t rows, index_t anchors) {
-    const std::vector<std::int32_t> tokens(std::size_t(rows), 11);
-    const std::vector<std::uint8_t> mask(std::size_t(rows), 1);
-    const std::vector<Sample> samples{
-        {"made up",
-         {tokens.data(), {rows}},
-         {mask.data(), {rows}},
-         std::make_shared<MadeUpFeatures>(rows, config_.feature_width())}};
-    const std::vector<Blocks> blocks{
-        sample_blocks(samples[0], {.count = anchors, .size = config_.block_size}, 1, 0)};
-    Times times;
-    lap();
-    const auto batch = shard(backend_, group_, samples, blocks, std::int32_t(*config_.mask_token));
-    times.shard = lap();
+  Batch<B> batch(const MadeUpSample& made_up, index_t anchors, index_t epoch) {
+    const std::vector<Sample> samples{made_up};
+    const std::vector<Blocks> blocks{sample_blocks(
+        samples[0], {.count = anchors, .size = config_.block_size}, 1, std::uint64_t(epoch))};
+    return shard(backend_, group_, samples, blocks, std::int32_t(*config_.mask_token));
+  }
+
+  /// Phases are waited for, and timed, if `times` is given.
+  template <class Batches>
+  void step(Batches& batches, Times* times = nullptr) {
+    auto last = std::chrono::steady_clock::now();
+    const auto lap = [&](double Times::*phase) {
+      if (times == nullptr) return;
+      backend_.synchronize();
+      times->*phase = milliseconds_since(last);
+      last = std::chrono::steady_clock::now();
+    };
+    fill(backend_, gradients_.flat(), 0);
+    const Batch<B> batch = batches.next();
+    lap(&Times::batch);
     typename Model::Saved saved;
     model_.forward(weights_, embedding_.view(), batch, saved);
-    times.forward = lap();
+    lap(&Times::forward);
     Tensor<B, T, 2> doutput(backend_, {batch.tokens.size(), config_.shape.hidden});
     const LossResult loss =
         draft_loss(backend_, head_.view(), saved.output.view(), batch.labels, batch.weights,
-                   config_.block_size, batch.samples, {}, doutput.view());
-    times.head = lap();
-    fill(backend_, gradients_.flat(), 0);
+                   config_.block_size, batch.samples, loss_options_, doutput.view());
+    lap(&Times::head);
     model_.backward(weights_, batch, saved, doutput.view(), gradients_);
-    times.backward = lap();
+    lap(&Times::backward);
     optimizer_->step(weights_.flat(), gradients_.flat(), 1e-4, loss.denominator);
-    times.optimizer = lap();
-    return times;
+    lap(&Times::optimizer);
   }
 
  private:
   using Model = DraftModel<DFlashBlock<LocalAttention<B>>>;
 
-  /// Milliseconds since the last call.
-  double lap() {
-    backend_.synchronize();
-    const auto now = std::chrono::steady_clock::now();
-    const double ms = std::chrono::duration<double, std::milli>(now - last_).count();
-    last_ = now;
-    return ms;
-  }
-
   B backend_;
   DraftConfig config_;
+  LossOptions loss_options_;
   LocalAttention<B> attention_;
   DFlashBlock<LocalAttention<B>> block_;
   Model model_;
@@ -159,7 +213,6 @@ class Trainer {
   Gradients<B> gradients_;
   Tensor<B, T, 2> embedding_, head_;
   std::unique_ptr<AdamW<B>> optimizer_;
-  std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
 };
 
 double gibibytes_in_use() {
@@ -168,37 +221,79 @@ double gibibytes_in_use() {
   return double(total - free) / double(1 << 30);
 }
 
-void measure(Trainer& trainer, index_t rows, index_t anchors, int steps, double peak) {
-  std::vector<Times> all;
-  for (int i = 0; i < steps + 3; ++i) {
-    const Times times = trainer.step(rows, anchors);
-    if (i >= 3) all.push_back(times);
+/// Milliseconds and bytes of features of making one batch, nothing else going on.
+std::pair<double, double> batch_alone(Trainer& trainer, const MadeUpSample& sample,
+                                      index_t anchors) {
+  std::vector<double> times;
+  double bytes = 0;
+  for (int i = 0; i < 7; ++i) {
+    trainer.backend().synchronize();
+    const auto start = std::chrono::steady_clock::now();
+    const auto batch = trainer.batch(sample, anchors, i);
+    trainer.backend().synchronize();
+    if (i >= 2) times.push_back(milliseconds_since(start));
+    bytes = double(batch.features.size()) * sizeof(T);
   }
-  std::sort(all.begin(), all.end(),
-            [](const Times& a, const Times& b) { return a.total() < b.total(); });
-  const Times& t = all[all.size() / 2];
-  const double tflops =
-      operations(trainer.config(), double(rows), double(anchors)) / t.total() * 1e-9;
-  std::printf(
-      "S %8td  N %4td  %9.2f ms  (shard %.2f, forward %.2f, head %.2f, backward %.2f, optimizer "
-      "%.2f)  %6.1f TFLOP/s, %4.1f %% of peak  %6.1f GiB\n",
-      rows, anchors, t.total(), t.shard, t.forward, t.head, t.backward, t.optimizer, tflops,
-      100 * tflops / peak, gibibytes_in_use());
+  return {median(times), bytes};
 }
 
-/// The largest S, in steps of an eighth, of which a step does not run out of memory.
-void find_longest(index_t layers) {
+void measure(Trainer& trainer, const MadeUpSample& sample, index_t anchors, int steps,
+             double peak) {
+  constexpr int untimed = 3;
+  const auto [making, bytes] = batch_alone(trainer, sample, anchors);
+  Prefetch batches(0, untimed + 2 * steps,
+                   [&](index_t i) { return trainer.batch(sample, anchors, i); });
+  for (int i = 0; i < untimed; ++i) trainer.step(batches);
+  trainer.backend().synchronize();
+  const auto start = std::chrono::steady_clock::now();
+  for (int i = 0; i < steps; ++i) trainer.step(batches);
+  trainer.backend().synchronize();
+  const double ms = milliseconds_since(start) / steps;
+
+  std::vector<Times> all(static_cast<std::size_t>(steps));
+  for (Times& times : all) trainer.step(batches, &times);
+  const auto phase = [&](double Times::*member) {
+    std::vector<double> values;
+    for (const Times& times : all) values.push_back(times.*member);
+    return median(values);
+  };
+  std::vector<double> totals;
+  for (const Times& times : all) totals.push_back(times.total());
+  const double tflops =
+      operations(trainer.config(), double(sample.rows()), double(anchors)) / ms * 1e-9;
+  std::printf(
+      "S %8td  N %4td  %9.2f ms a step  %6.1f TFLOP/s, %4.1f %% of peak  %6.1f GiB\n"
+      "    by phase %.2f: batch %.2f, forward %.2f, head %.2f, backward %.2f, optimizer %.2f\n"
+      "    a batch alone %.2f ms, %.1f GB/s\n",
+      sample.rows(), anchors, ms, tflops, 100 * tflops / peak, gibibytes_in_use(), median(totals),
+      phase(&Times::batch), phase(&Times::forward), phase(&Times::head), phase(&Times::backward),
+      phase(&Times::optimizer), making, bytes / making * 1e-6);
+}
+
+/// One step that a profiler sees.
+void show(Trainer& trainer, const MadeUpSample& sample, index_t anchors) {
+  Prefetch batches(0, 1, [&](index_t i) { return trainer.batch(sample, anchors, i); });
+  cuda_expects(cudaProfilerStart(), "the profiler");
+  trainer.step(batches);
+  trainer.backend().synchronize();
+  cuda_expects(cudaProfilerStop(), "the profiler");
+}
+
+/// The largest S, in steps of an eighth, of which steps do not run out of memory.
+void find_longest(index_t layers, const LossOptions& loss_options) {
   index_t longest = 0;
   for (index_t rows = 32768;; rows += std::max<index_t>(rows / 8, 1)) {
     try {
-      Trainer trainer(layers);
-      trainer.step(rows, 256);
+      Trainer trainer(layers, loss_options);
+      const MadeUpSample sample(trainer.config(), rows, 1024);
+      Prefetch batches(0, 4, [&](index_t i) { return trainer.batch(sample, 256, i); });
+      for (int i = 0; i < 4; ++i) trainer.step(batches);
+      longest = rows;
+      std::printf("S %td fits, %.1f GiB\n", rows, gibibytes_in_use());
     } catch (const std::exception& error) {
       std::printf("longest S: %td (%td: %s)\n", longest, rows, error.what());
       return;
     }
-    longest = rows;
-    std::printf("S %td fits, %.1f GiB\n", rows, gibibytes_in_use());
   }
 }
 
@@ -208,6 +303,7 @@ int main(int count, char** arguments) {
   int steps = 10;
   index_t layers = 5;
   double peak = 989;
+  LossOptions loss_options;
   bool longest = false, profile = false;
   std::vector<index_t> numbers;
   for (int i = 1; i < count; ++i) {
@@ -217,6 +313,8 @@ int main(int count, char** arguments) {
       steps = int(value());
     else if (flag == "--layers")
       layers = index_t(value());
+    else if (flag == "--head-rows")
+      loss_options.chunk_rows = index_t(value());
     else if (flag == "--peak-tflops")
       peak = value();
     else if (flag == "--longest")
@@ -227,7 +325,7 @@ int main(int count, char** arguments) {
       numbers.push_back(std::atoll(flag.c_str()));
   }
   if (longest) {
-    find_longest(layers);
+    find_longest(layers, loss_options);
     return 0;
   }
   if (numbers.empty())
@@ -235,13 +333,11 @@ int main(int count, char** arguments) {
       for (const index_t anchors : {256, 512}) numbers.insert(numbers.end(), {rows, anchors});
   cudaDeviceProp properties;
   cuda_expects(cudaGetDeviceProperties(&properties, 0), "the device");
-  std::printf("%s, bf16, median of %d steps of one sample\n", properties.name, steps);
-  Trainer trainer(layers);
+  std::printf("%s, bf16, %d steps of one sample\n", properties.name, steps);
+  Trainer trainer(layers, loss_options);
   for (std::size_t i = 0; i + 1 < numbers.size(); i += 2) {
-    measure(trainer, numbers[i], numbers[i + 1], steps, peak);
-    if (!profile) continue;
-    cuda_expects(cudaProfilerStart(), "the profiler");
-    trainer.step(numbers[i], numbers[i + 1]);
-    cuda_expects(cudaProfilerStop(), "the profiler");
+    const MadeUpSample sample(trainer.config(), numbers[i], numbers[i]);
+    measure(trainer, sample, numbers[i + 1], steps, peak);
+    if (profile) show(trainer, sample, numbers[i + 1]);
   }
 }

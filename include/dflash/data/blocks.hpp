@@ -105,7 +105,7 @@ inline Blocks sample_blocks(const Sample& sample, const BlockOptions& options, s
   std::vector<std::pair<std::uint64_t, index_t>> drawn;
   for (index_t candidate : candidates)
     drawn.emplace_back(random.integer(std::uint64_t(candidate)), candidate);
-  std::sort(drawn.begin(), drawn.end());
+  std::nth_element(drawn.begin(), drawn.begin() + count, drawn.end());
   std::vector<index_t> anchors;
   for (index_t i = 0; i < count; ++i) anchors.push_back(drawn[static_cast<std::size_t>(i)].second);
   std::sort(anchors.begin(), anchors.end());
