@@ -123,8 +123,8 @@ double operations(const DraftConfig& c, double rows, double blocks) {
 }
 
 struct Times {
-  double batch = 0, forward = 0, head = 0, backward = 0, optimizer = 0;
-  double total() const { return batch + forward + head + backward + optimizer; }
+  double wait = 0, forward = 0, head = 0, backward = 0, optimizer = 0;
+  double total() const { return wait + forward + head + backward + optimizer; }
 };
 
 double milliseconds_since(std::chrono::steady_clock::time_point start) {
@@ -179,12 +179,13 @@ class Trainer {
     const auto lap = [&](double Times::*phase) {
       if (times == nullptr) return;
       backend_.synchronize();
-      times->*phase = milliseconds_since(last);
+      times->*phase += milliseconds_since(last);
       last = std::chrono::steady_clock::now();
     };
     fill(backend_, gradients_.flat(), 0);
+    lap(&Times::backward);
     const Batch<B> batch = batches.next();
-    lap(&Times::batch);
+    lap(&Times::wait);
     typename Model::Saved saved;
     model_.forward(weights_, embedding_.view(), batch, saved);
     lap(&Times::forward);
@@ -263,10 +264,11 @@ void measure(Trainer& trainer, const MadeUpSample& sample, index_t anchors, int 
       operations(trainer.config(), double(sample.rows()), double(anchors)) / ms * 1e-9;
   std::printf(
       "S %8td  N %4td  %9.2f ms a step  %6.1f TFLOP/s, %4.1f %% of peak  %6.1f GiB\n"
-      "    by phase %.2f: batch %.2f, forward %.2f, head %.2f, backward %.2f, optimizer %.2f\n"
+      "    by phase %.2f: waiting for the batch %.2f, forward %.2f, head %.2f, backward %.2f, "
+      "optimizer %.2f\n"
       "    a batch alone %.2f ms, %.1f GB/s\n",
       sample.rows(), anchors, ms, tflops, 100 * tflops / peak, gibibytes_in_use(), median(totals),
-      phase(&Times::batch), phase(&Times::forward), phase(&Times::head), phase(&Times::backward),
+      phase(&Times::wait), phase(&Times::forward), phase(&Times::head), phase(&Times::backward),
       phase(&Times::optimizer), making, bytes / making * 1e-6);
 }
 
