@@ -24,11 +24,14 @@ struct MicroBatch {
   std::vector<Blocks> blocks;
 };
 
-/// Every rank knows the tokens and blocks of all replicas. Target groups run the target on shares
-/// of them, as far as a block sees, and send the rows to the ranks that train on them.
+/// The features of this rank's context rows. Every rank knows the tokens and blocks of all
+/// replicas: target groups run the target on shares of them, as far as a block sees, and send the
+/// rows to the ranks that train on them.
 template <Communicator C>
-MicroBatch captured(const TargetModel<B, C>& target, SequenceParallelGroup<C>& group,
-                    std::vector<MicroBatch> replicas, const DraftConfig& config) {
+Tensor<B, B::value_type, 2> captured(const TargetModel<B, C>& target,
+                                     SequenceParallelGroup<C>& group,
+                                     const std::vector<MicroBatch>& replicas,
+                                     const DraftConfig& config) {
   std::vector<std::vector<index_t>> kept(replicas.size());
   std::vector<const Sample*> all;
   for (std::size_t r = 0; r < replicas.size(); ++r)
@@ -50,11 +53,8 @@ MicroBatch captured(const TargetModel<B, C>& target, SequenceParallelGroup<C>& g
   if (!tokens.empty())
     features =
         std::move(target.prefill(tokens, offsets, {.layers = config.target_layer_ids}).features);
-  const auto rows = exchange_features(target.backend(), group, target.group().index(), deal,
-                                      std::move(features), config.feature_width());
-  MicroBatch own = std::move(replicas[std::size_t(group.replica())]);
-  for (std::size_t i = 0; i < rows.size(); ++i) own.samples[i].features = rows[i];
-  return own;
+  return exchange_features(target.backend(), group, target.group().index(), deal,
+                           std::move(features), config.feature_width());
 }
 
 /// What every rank of the world runs.
@@ -103,10 +103,11 @@ void train(C communicator, const Options& options, const examples::TokenizedData
                                          std::uint64_t(order.epoch(position))));
         }
       }
-      const auto [samples, blocks] = captured(target, group, std::move(replicas), config);
+      auto features = captured(target, group, replicas, config);
+      const auto& [samples, blocks] = replicas[std::size_t(group.replica())];
       if (group.rank() == 0)
         for (const Sample& sample : samples) own.metrics.tokens += double(sample.tokens.size());
-      const auto batch = shard(backend, group, samples, blocks, *config.mask_token);
+      const auto batch = shard(backend, group, blocks, *config.mask_token, std::move(features));
       // What is final in a step is sent while backward goes on.
       const auto is_final = [&](index_t bucket) {
         if (micro + 1 == options.accumulation_steps) optimizer.start(gradients.flat(), bucket);

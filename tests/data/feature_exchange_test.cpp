@@ -93,15 +93,15 @@ TEST_CASE(
       }
       Tensor<B, float, 2> features(cpu, {index_t(rows.size()) / width, width});
       cpu.upload(rows.data(), features.view().data, index_t(rows.size()));
-      const auto received = exchange_features(cpu, group, me / t, deal, std::move(features), width);
+      auto received = exchange_features(cpu, group, me / t, deal, std::move(features), width);
 
       const auto& memory = problem->samples[std::size_t(group.replica())];
       const auto& blocks = problem->blocks[std::size_t(group.replica())];
-      std::vector<Sample> whole(memory.begin(), memory.end()), sent = whole;
-      REQUIRE(received.size() == sent.size());
-      for (std::size_t i = 0; i < sent.size(); ++i) sent[i].features = received[i];
-      const auto expected = shard(cpu, group, whole, blocks, 0),
-                 found = shard(cpu, group, sent, blocks, 0);
+      const std::vector<Sample> samples(memory.begin(), memory.end());
+      const auto expected = shard(cpu, group, samples, blocks, 0),
+                 found = shard(cpu, group, blocks, 0, std::move(received));
+      CHECK(found.samples == expected.samples);
+      CHECK(found.context_position.size() == expected.context_position.size());
       const auto a = expected.features.view(), b = found.features.view();
       CHECK(std::vector<float>(a.data, a.data + a.size()) ==
             std::vector<float>(b.data, b.data + b.size()));
@@ -115,17 +115,9 @@ TEST_CASE(
   }
 }
 
-TEST_CASE("Rows of another rank are not there") {
-  const auto values = std::make_shared<const std::vector<float>>(4 * width, 1.0f);
-  ReceivedRows<float> rows(values, 20, width);
-  rows.add({3, 5}, 0);
-  rows.add({9, 11}, 2);
-  std::vector<float> out(2 * width);
-  CHECK_NOTHROW(rows.read({9, 11}, out.data()));
-  CHECK_THROWS_AS(rows.read({4, 6}, out.data()), Error);
-  CHECK_THROWS_AS(rows.read({0, 1}, out.data()), Error);
-  std::vector<bfloat16> narrow(2 * width);
-  rows.read_rounded({9, 11}, narrow.data());
-  CHECK(float(narrow.back()) == 1);
-  CHECK_THROWS_AS(rows.read_rounded({4, 6}, narrow.data()), Error);
+TEST_CASE("A batch takes no features but those of its context rows") {
+  B cpu;
+  const Problem one({{333, 64}});
+  const SequenceParallelGroup group(SingleProcess{});
+  CHECK_THROWS_AS(shard(cpu, group, one.blocks[0], 0, Tensor<B, float, 2>(cpu, {1, width})), Error);
 }

@@ -1,8 +1,10 @@
 #pragma once
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <span>
+#include <utility>
 
 #include "dflash/comm/sequence_parallel_group.hpp"
 #include "dflash/core/attention_rule.hpp"
@@ -54,21 +56,87 @@ void for_each_overlap(std::span<const Range> wanted, index_t begin, index_t rows
   }
 }
 
-/// Rows of several samples, laid end to end.
-struct PackedRows {
-  const FeatureRows* features;
+/// Context rows of a sample that a rank holds, and the first of them in its part of the batch.
+struct OwnRows {
+  std::size_t sample;
   Range rows;
-  index_t at;  // the first of them
+  index_t at;
 };
 
-/// Rows [range) of all.                                 out (range, width)
-template <class T>
-void read_packed(std::span<const PackedRows> parts, Range range, index_t width, T* out) {
-  for (const PackedRows& part : parts)
-    for_each_overlap(std::span(&range, 1), part.at, part.rows.size(), [&](Range own) {
-      read_rows(*part.features, {part.rows.begin + own.begin, part.rows.begin + own.end},
-                out + (part.at + own.begin - range.begin) * width);
+/// All that a rank holds of samples with these blocks.
+template <Communicator C>
+HostVector<OwnRows> own_rows(const SequenceParallelGroup<C>& group,
+                             std::span<const Blocks> blocks) {
+  index_t total = 0, begin = 0, at = 0;
+  for (const Blocks& own : blocks) total += own.context_rows();
+  const auto wanted = group.layout().context_ranges(group.rank(), total);
+  HostVector<OwnRows> all;
+  for (std::size_t i = 0; i < blocks.size(); ++i) {
+    for_each_overlap(wanted, begin, blocks[i].context_rows(), [&](Range part) {
+      all.push_back({i, part, at});
+      at += part.size();
     });
+    begin += blocks[i].context_rows();
+  }
+  return all;
+}
+
+/// Rows [range) of those.                                                       out (range, width)
+template <class T>
+void read_own_rows(std::span<const Sample> samples, std::span<const OwnRows> parts, Range range,
+                   index_t width, T* out) {
+  for (const OwnRows& part : parts)
+    for_each_overlap(std::span(&range, 1), part.at, part.rows.size(), [&](Range some) {
+      read_rows(*samples[part.sample].features,
+                {part.rows.begin + some.begin, part.rows.begin + some.end},
+                out + (part.at + some.begin - range.begin) * width);
+    });
+}
+
+/// A batch but for its features.
+template <Backend B, Communicator C>
+Batch<B> shard_without_features(B& backend, const SequenceParallelGroup<C>& group,
+                                std::span<const Blocks> blocks, std::int32_t mask_token,
+                                std::span<const OwnRows> parts) {
+  Batch<B> batch;
+  batch.samples = index_t(blocks.size());
+  HostVector<index_t> begin, end, context_position, block_position;
+  for (const Blocks& own : blocks) {
+    for (const index_t anchor : own.anchors) {
+      begin.push_back(batch.context_total);
+      end.push_back(batch.context_total + anchor);
+    }
+    if (own.count() > 0) batch.block_size = own.block_size;
+    batch.context_total += own.context_rows();
+    batch.blocks_total += own.count();
+  }
+  for (const OwnRows& part : parts)
+    for (index_t p = part.rows.begin; p < part.rows.end; ++p) context_position.push_back(p);
+
+  HostVector<std::int32_t> tokens;
+  const Range own_blocks = group.layout().blocks(group.rank(), batch.blocks_total);
+  index_t block_at = 0;
+  for (const Blocks& own : blocks) {
+    for_each_overlap(std::span(&own_blocks, 1), block_at, own.count(), [&](Range part) {
+      for (index_t n = part.begin; n < part.end; ++n)
+        for (index_t slot = 0; slot < own.block_size; ++slot) {
+          const auto at = static_cast<std::size_t>(n * own.block_size + slot);
+          block_position.push_back(own.anchors[static_cast<std::size_t>(n)] + slot);
+          tokens.push_back(slot == 0 ? own.anchor_tokens[static_cast<std::size_t>(n)] : mask_token);
+          batch.labels.push_back(own.labels[at]);
+          batch.weights.push_back(own.weights[at]);
+        }
+    });
+    block_at += own.count();
+  }
+  const auto to_backend = [&](const auto& values) {
+    return uploaded(backend, values.data(), index_t(values.size()));
+  };
+  batch.context_begin = to_backend(begin), batch.context_end = to_backend(end);
+  batch.context_position = to_backend(context_position);
+  batch.block_position = to_backend(block_position);
+  batch.tokens = to_backend(tokens);
+  return batch;
 }
 
 }  // namespace detail
@@ -80,62 +148,29 @@ Batch<B> shard(B& backend, const SequenceParallelGroup<C>& group, std::span<cons
                std::span<const Blocks> blocks, std::int32_t mask_token) {
   using T = typename B::value_type;
   expects(samples.size() == blocks.size(), "each sample has its blocks");
-  Batch<B> batch;
-  batch.samples = index_t(samples.size());
-  HostVector<index_t> begin, end;
-  for (const Blocks& own : blocks) {
-    for (const index_t anchor : own.anchors) {
-      begin.push_back(batch.context_total);
-      end.push_back(batch.context_total + anchor);
-    }
-    if (own.count() > 0) batch.block_size = own.block_size;
-    batch.context_total += own.context_rows();
-    batch.blocks_total += own.count();
-  }
-  batch.context_begin = uploaded(backend, begin.data(), index_t(begin.size()));
-  batch.context_end = uploaded(backend, end.data(), index_t(end.size()));
-
-  const auto wanted = group.layout().context_ranges(group.rank(), batch.context_total);
-  const Range own_blocks = group.layout().blocks(group.rank(), batch.blocks_total);
-  index_t rows = 0;
-  for (const Range& range : wanted) rows += range.size();
+  const auto parts = detail::own_rows(group, blocks);
   const index_t width = samples.empty() ? 0 : samples.front().features->width();
-
-  HostVector<detail::PackedRows> parts;
-  HostVector<index_t> context_position, block_position;
-  HostVector<std::int32_t> tokens;
-  index_t context_at = 0, block_at = 0;
-  for (std::size_t i = 0; i < samples.size(); ++i) {
-    const Blocks& own = blocks[i];
-    detail::for_each_overlap(wanted, context_at, own.context_rows(), [&](Range part) {
-      expects(samples[i].features->width() == width, "all samples have features of one width");
-      parts.push_back({samples[i].features.get(), part, index_t(context_position.size())});
-      for (index_t p = part.begin; p < part.end; ++p) context_position.push_back(p);
-    });
-    const std::span<const Range> block_range(&own_blocks, 1);
-    detail::for_each_overlap(block_range, block_at, own.count(), [&](Range part) {
-      for (index_t n = part.begin; n < part.end; ++n)
-        for (index_t slot = 0; slot < own.block_size; ++slot) {
-          const auto at = static_cast<std::size_t>(n * own.block_size + slot);
-          block_position.push_back(own.anchors[static_cast<std::size_t>(n)] + slot);
-          tokens.push_back(slot == 0 ? own.anchor_tokens[static_cast<std::size_t>(n)] : mask_token);
-          batch.labels.push_back(own.labels[at]);
-          batch.weights.push_back(own.weights[at]);
-        }
-    });
-    context_at += own.context_rows();
-    block_at += own.count();
-  }
-
-  batch.features = Tensor<B, T, 2>(backend, {rows, width});
+  for (const detail::OwnRows& part : parts)
+    expects(samples[part.sample].features->width() == width,
+            "all samples have features of one width");
+  Batch<B> batch = detail::shard_without_features(backend, group, blocks, mask_token, parts);
+  batch.features = Tensor<B, T, 2>(backend, {batch.context_position.size(), width});
   // The batch may be made while another is trained on.
   uploads_beside(backend).upload_rows(
-      rows, width, batch.features.view().data,
-      [&](Range some, T* out) { detail::read_packed<T>(parts, some, width, out); });
-  batch.context_position =
-      uploaded(backend, context_position.data(), index_t(context_position.size()));
-  batch.block_position = uploaded(backend, block_position.data(), index_t(block_position.size()));
-  batch.tokens = uploaded(backend, tokens.data(), index_t(tokens.size()));
+      batch.context_position.size(), width, batch.features.view().data,
+      [&](Range some, T* out) { detail::read_own_rows<T>(samples, parts, some, width, out); });
+  return batch;
+}
+
+/// The same of samples whose features this rank has: those of exchange_features.
+template <Backend B, Communicator C>
+Batch<B> shard(B& backend, const SequenceParallelGroup<C>& group, std::span<const Blocks> blocks,
+               std::int32_t mask_token, Tensor<B, typename B::value_type, 2> features) {
+  Batch<B> batch = detail::shard_without_features(backend, group, blocks, mask_token,
+                                                  detail::own_rows(group, blocks));
+  expects(features.view().shape[0] == batch.context_position.size(),
+          "features are those of this rank's context rows");
+  batch.features = std::move(features);
   return batch;
 }
 

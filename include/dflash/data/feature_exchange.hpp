@@ -1,15 +1,12 @@
 #pragma once
 
 #include <algorithm>
-#include <memory>
-#include <type_traits>
 #include <utility>
 #include <vector>
 
 #include "dflash/comm/sequence_parallel_group.hpp"
-#include "dflash/core/host_copy.hpp"
+#include "dflash/core/tensor.hpp"
 #include "dflash/data/batch.hpp"
-#include "dflash/data/sample.hpp"
 
 namespace dflash {
 
@@ -80,57 +77,16 @@ class FeatureDeal {
   std::vector<index_t> first_;  // sample of each replica, and the end
 };
 
-/// The rows of a sample that this rank received: those that its share of a batch reads.
-template <class T>
-class ReceivedRows final : public FeatureRows {
- public:
-  ReceivedRows(std::shared_ptr<const std::vector<T>> values, index_t rows, index_t width)
-      : values_(std::move(values)), rows_(rows), width_(width) {}
-
-  /// Rows [range) of the sample are the received ones from number `at` on.
-  void add(Range range, index_t at) { pieces_.push_back({range, at}); }
-
-  index_t rows() const override { return rows_; }
-  index_t width() const override { return width_; }
-  void read(Range range, float* out) const override { read_as(range, out); }
-  void read_rounded(Range range, bfloat16* out) const override { read_as(range, out); }
-
- private:
-  struct Piece {
-    Range range;
-    index_t at;
-  };
-
-  template <class U>
-  void read_as(Range range, U* out) const {
-    const auto piece = std::find_if(pieces_.begin(), pieces_.end(), [&](const Piece& p) {
-      return p.range.begin <= range.begin && range.end <= p.range.end;
-    });
-    expects(piece != pieces_.end() || range.size() == 0, "these feature rows are of another rank");
-    if (range.size() == 0) return;
-    const index_t first = piece->at + range.begin - piece->range.begin;
-    const T* from = values_->data() + first * width_;
-    if constexpr (std::is_same_v<T, U>)
-      std::copy_n(from, range.size() * width_, out);
-    else
-      std::transform(from, from + range.size() * width_, out, [](T x) { return U(float(x)); });
-  }
-
-  std::shared_ptr<const std::vector<T>> values_;
-  index_t rows_, width_;
-  std::vector<Piece> pieces_;
-};
-
 /// Sends the features that this rank's target group has captured to the ranks that hold the rows,
-/// in one exchange of the world, and returns those of its own replica's samples. All ranks call it.
-///                                            features (kept rows of the captured samples, C * H)
+/// in one exchange of the world. All ranks call it. Returns the context rows of this rank's batch.
+///                    features (kept rows of the captured samples, C * H)  result (S, C * H)
 template <Backend B, Communicator C>
-std::vector<std::shared_ptr<const FeatureRows>> exchange_features(
+Tensor<B, typename B::value_type, 2> exchange_features(
     B& backend, SequenceParallelGroup<C>& group, index_t target_group, const FeatureDeal& deal,
     Tensor<B, typename B::value_type, 2> features, index_t width) {
   using T = typename B::value_type;
   C& world = group.world();
-  const Range captured = deal.captured_by(target_group), own = deal.of_replica(group.replica());
+  const Range captured = deal.captured_by(target_group);
   std::vector<index_t> offsets{0}, sent, received;
   for (index_t sample = captured.begin; sample < captured.end; ++sample)
     offsets.push_back(offsets.back() + deal.kept(sample));
@@ -151,22 +107,11 @@ std::vector<std::shared_ptr<const FeatureRows>> exchange_features(
       at += rows.size();
     }
   features = {};
-  Tensor<B, T, 1> in(backend, {receive_rows * width});
-  world.all_to_all(backend, In<T, 1>(reshape<1>(out.view(), {out.size()})), sent, in.view(),
-                   received);
-  out = {};
-
-  const auto shared = std::make_shared<const std::vector<T>>(downloaded(backend, in.view()));
-  std::vector<std::shared_ptr<ReceivedRows<T>>> rows_of;
-  for (index_t sample = own.begin; sample < own.end; ++sample)
-    rows_of.push_back(std::make_shared<ReceivedRows<T>>(shared, deal.kept(sample), width));
-  at = 0;
-  for (index_t rank = 0; rank < world.size(); ++rank)
-    for (const auto& [sample, rows] : deal.parts(rank, world.rank())) {
-      rows_of[std::size_t(sample - own.begin)]->add(rows, at);
-      at += rows.size();
-    }
-  return {rows_of.begin(), rows_of.end()};
+  // Senders come in the order of the samples that they captured: that of a batch's rows.
+  Tensor<B, T, 2> in(backend, {receive_rows, width});
+  world.all_to_all(backend, In<T, 1>(reshape<1>(out.view(), {out.size()})), sent,
+                   reshape<1>(in.view(), {in.size()}), received);
+  return in;
 }
 
 }  // namespace dflash
