@@ -71,9 +71,9 @@ class HostFeatures final : public FeatureRows {
   void read_as(Range range, U* out) const {
     for (index_t i = range.begin; i < range.end; ++i, out += width_) {
       const T* const at = numbers_.get() + i % kept_ * width_;
+      decode_row(reinterpret_cast<const std::byte*>(at), width_, DType::bf16, 0, out);
       if (row_checksum(at, width_ * index_t(sizeof(T))) != checksums_[std::size_t(i % kept_)])
         throw Error("a row does not match its checksum");
-      decode_row(reinterpret_cast<const std::byte*>(at), width_, DType::bf16, 0, out);
     }
   }
 
