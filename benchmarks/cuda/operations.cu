@@ -2,7 +2,8 @@
 // V 151936) in bfloat16, over the rows of 256 blocks of 16: milliseconds, and of the bytes that
 // must cross the device's memory GB/s beside what a copy reaches, or of the operations TFLOP/s
 // beside what a large square product reaches. Attention has a benchmark of its own.
-//   operations_cuda [times each is timed, 20] [block rows, 4096]
+//   operations_cuda [times each is timed, 20] [block rows, 4096] [tiles: only the head, by its
+//   tiles]
 
 #include <algorithm>
 #include <cstdio>
@@ -41,7 +42,11 @@ class Table {
 
   template <class F>
   void bytes(const char* name, double moved, F f) const {
-    row(name, milliseconds(backend_, times_, f), moved * 1e-6, "GB/s", gigabytes_);
+    constexpr int together = 5;  // a launch by itself would count for some microseconds
+    const double ms = milliseconds(backend_, times_, [&] {
+      for (int i = 0; i < together; ++i) f();
+    });
+    row(name, ms / together, moved * 1e-6, "GB/s", gigabytes_);
   }
   template <class F>
   void operations(const char* name, double done, F f) const {
@@ -86,6 +91,17 @@ void row_operations(B& b, const Table& table, index_t rows) {
               [&] { rms_norm(b, x.view(), weight, 1e-6f, y.view(), rstd.view()); });
   table.bytes("rms_norm_backward", 4 * each * numbers, [&] {
     rms_norm_backward(b, x.view(), weight, rstd.view(), y.view(), z.view(), scale.view());
+  });
+  const auto per_head = [&](Tensor<B, T, 2>& t) {
+    return View<T, 2>{t.view().data, {rows * heads, head_dim}};
+  };
+  const View<T, 1> head_weight{weights.view().data, {head_dim}};
+  auto head_scale = table.floats(head_dim), head_rstd = table.floats(rows * heads);
+  table.bytes("rms_norm of heads", 2 * each * numbers,
+              [&] { rms_norm(b, per_head(x), head_weight, 1e-6f, per_head(y), head_rstd.view()); });
+  table.bytes("rms_norm_backward of heads", 4 * each * numbers, [&] {
+    rms_norm_backward(b, per_head(x), head_weight, head_rstd.view(), per_head(y), per_head(z),
+                      head_scale.view());
   });
   table.bytes("add", 3 * each * numbers, [&] { add(b, x.view(), y.view()); });
   table.bytes("sum_rows", each * numbers, [&] { sum_rows(b, x.view(), scale.view()); });
@@ -165,6 +181,25 @@ void head(B& b, const Table& table, index_t rows) {
   });
 }
 
+/// The head's cross entropy by rows and words of its tiles.
+void head_tiles(B& b, const Table& table, index_t rows) {
+  auto x = table.matrix(rows, hidden), w = table.matrix(vocabulary, hidden),
+       dx = table.matrix(rows, hidden);
+  Tensor<B, float, 1> nll(b, {rows});
+  Tensor<B, std::uint8_t, 1> correct(b, {rows});
+  const std::vector<std::int32_t> labels(std::size_t(rows), 11);
+  const auto label = uploaded(b, labels.data(), rows);
+  const double work = 2 * Table::products(rows, vocabulary, hidden);
+  for (index_t tile_rows : {1020, 1024, 2048, 4096})
+    for (index_t words : {2048, 4096, 8192, 16384})
+      table.operations(
+          (std::to_string(tile_rows) + " x " + std::to_string(words)).c_str(), work, [&] {
+            dflash::cuda::detail::linear_cross_entropy<T>(b, x.view(), w.view(), label.view(),
+                                                          nll.view(), correct.view(), dx.view(),
+                                                          {tile_rows, words});
+          });
+}
+
 }  // namespace
 
 int main(int count, char** arguments) {
@@ -175,6 +210,10 @@ int main(int count, char** arguments) {
   std::printf("%s, bfloat16, %td rows, median of %d\n", properties.name, rows, times);
   B backend;
   const Table table(backend, times);
+  if (count > 3 && std::string(arguments[3]) == "tiles") {
+    head_tiles(backend, table, rows);
+    return 0;
+  }
   row_operations(backend, table, rows);
   mlp_operations(backend, table, rows);
   optimizer(backend, table);

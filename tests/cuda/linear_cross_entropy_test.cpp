@@ -15,8 +15,8 @@ namespace {
 using Floats = std::vector<float>;
 using Ids = std::vector<std::int32_t>;
 
-const HeadShape heads[] = {{1, 3, 2},    {5, 16, 50}, {7, 33, 300},
-                           {130, 8, 70}, {3, 40, 1},  {0, 8, 10}};
+const HeadShape heads[] = {{1, 3, 2},  {5, 16, 50}, {7, 33, 300},  {130, 8, 70},
+                           {3, 40, 1}, {0, 8, 10},  {2, 12, 2500}, {2, 5, 1501}};
 /// The whole at once, and small enough that every head has several.
 const CrossEntropyTile tiles[] = {{}, {4, 24}};
 

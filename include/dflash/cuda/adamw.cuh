@@ -38,22 +38,29 @@ struct AdamWUpdate {
   }
 };
 
-inline constexpr index_t squares_of_a_block = 1 << 14;
+inline constexpr index_t squares_of_a_block = 1 << 15;
 
-template <class X>
+template <int width, class X>
 __global__ void __launch_bounds__(256) sum_of_squares_kernel(const X* x, index_t n, double* part) {
   const index_t first = index_t(blockIdx.x) * squares_of_a_block,
                 last = first + squares_of_a_block < n ? first + squares_of_a_block : n;
   double sum = 0;
-  for (index_t i = first + threadIdx.x; i < last; i += blockDim.x)
-    sum += double(x[i]) * double(x[i]);
+#pragma unroll 4
+  for (index_t i = first + index_t(threadIdx.x) * width; i < last; i += blockDim.x * width) {
+    float v[width];
+    load<width>(x + i, v);
+#pragma unroll
+    for (int j = 0; j < width; ++j) sum += double(v[j]) * double(v[j]);
+  }
   sum = block_sum(sum, shared_memory<double>());
   if (threadIdx.x == 0) part[blockIdx.x] = sum;
 }
 
+/// In one block.
 template <class S>
-__global__ void __launch_bounds__(256) sum_kernel(const S* part, index_t parts, S* to) {
+__global__ void __launch_bounds__(1024) sum_kernel(const S* part, index_t parts, S* to) {
   S sum = 0;
+#pragma unroll 8
   for (index_t i = threadIdx.x; i < parts; i += blockDim.x) sum += part[i];
   sum = block_sum(sum, shared_memory<S>());
   if (threadIdx.x == 0) *to = sum;
@@ -93,9 +100,12 @@ double sum_of_squares(CudaBackend<T>& backend, In<float, 1> x) {
   const unsigned parts = cuda::blocks_for(n, cuda::detail::squares_of_a_block);
   auto sums = backend.template allocate<double>(index_t(parts) + 1);
   constexpr std::size_t scratch = 32 * sizeof(double);
-  cuda::launch(backend.stream(), cuda::detail::sum_of_squares_kernel<float>, parts, 256u, scratch,
-               x.data, n, sums.data());
-  cuda::launch(backend.stream(), cuda::detail::sum_kernel<double>, 1u, 256u, scratch, sums.data(),
+  const bool vectors = n % 4 == 0 && cuda::is_aligned(x.data, 4);
+  cuda::launch(backend.stream(),
+               vectors ? cuda::detail::sum_of_squares_kernel<4, float>
+                       : cuda::detail::sum_of_squares_kernel<1, float>,
+               parts, 256u, scratch, x.data, n, sums.data());
+  cuda::launch(backend.stream(), cuda::detail::sum_kernel<double>, 1u, 1024u, scratch, sums.data(),
                index_t(parts), sums.data() + parts);
   double sum = 0;
   backend.download(sums.data() + parts, &sum, 1);

@@ -5,19 +5,32 @@
 #include "dflash/cuda/backend.hpp"
 #include "dflash/cuda/launch.cuh"
 #include "dflash/cuda/vector.cuh"
+#include "dflash/cuda/warp.cuh"
 
 namespace dflash::cuda {
 
 namespace detail {
 
-/// y(c) += sum over the parts, in double and in order.                     part (parts, C)  y (C)
+inline constexpr int part_groups = 16;
+
+/// y(c) += sum over the parts, in double: each warp every 16th of them for 32 columns, then these
+/// sums in order.                                                          part (parts, C)  y (C)
 template <class Y>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(part_groups* warp_size)
     add_parts_kernel(const float* part, index_t parts, index_t columns, Y* y) {
-  const index_t c = index_t(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (c >= columns) return;
+  const int lane = int(threadIdx.x) % warp_size, group = int(threadIdx.x) / warp_size;
+  const index_t c = index_t(blockIdx.x) * warp_size + lane;
   double sum = 0;
-  for (index_t p = 0; p < parts; ++p) sum += double(part[p * columns + c]);
+  if (c < columns) {
+#pragma unroll 8
+    for (index_t p = group; p < parts; p += part_groups) sum += double(part[p * columns + c]);
+  }
+  double* const sums = shared_memory<double>();
+  sums[threadIdx.x] = sum;
+  __syncthreads();
+  if (group > 0 || c >= columns) return;
+#pragma unroll
+  for (int g = 1; g < part_groups; ++g) sum += sums[g * warp_size + lane];
   y[c] += Y(sum);
 }
 
@@ -30,6 +43,7 @@ __global__ void __launch_bounds__(128)
   if (c >= columns) return;
   float sum[width] = {};
   const index_t end = (p + 1) * each < rows ? (p + 1) * each : rows;
+#pragma unroll 8
   for (index_t n = p * each; n < end; ++n) f.template add<width>(n * columns + c, sum);
   store<width>(sum, part + p * columns + c);
 }
@@ -48,8 +62,9 @@ struct RowParts {
 template <class T>
 void add_parts(CudaBackend<T>& backend, const float* part, index_t parts, index_t columns,
                float* y) {
-  launch(backend.stream(), detail::add_parts_kernel<float>, blocks_for(columns, 256), 256u, 0, part,
-         parts, columns, y);
+  constexpr unsigned threads = detail::part_groups * warp_size;
+  launch(backend.stream(), detail::add_parts_kernel<float>, blocks_for(columns, warp_size), threads,
+         threads * sizeof(double), part, parts, columns, y);
 }
 
 /// y(c) += sum over rows n of what f adds at place n * columns + c.

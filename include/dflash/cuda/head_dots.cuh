@@ -10,22 +10,24 @@ namespace dflash {
 
 namespace cuda::detail {
 
-/// One warp per head of a row.
-template <int width, class T>
-__global__ void __launch_bounds__(WarpTeam::block)
+inline constexpr int head_dots_threads = 256;
+
+/// A team per head of a row: 16 lanes hold 128 numbers as vectors.
+template <int width, class Team, class T>
+__global__ void __launch_bounds__(head_dots_threads)
     head_dots_kernel(const T* y, const T* dy, index_t rows, index_t dim, float* delta) {
-  const index_t n = index_t(blockIdx.x) * WarpTeam::per_block + WarpTeam::index();
-  if (n >= rows) return;
+  const index_t n = index_t(blockIdx.x) * Team::in_block(head_dots_threads) + Team::index();
   float sum = 0;
-  for (index_t d = WarpTeam::member() * width; d < dim; d += warp_size * width) {
-    float a[width], b[width];
-    load<width>(y + n * dim + d, a);
-    load<width>(dy + n * dim + d, b);
+  if (n < rows)
+    for (index_t d = Team::member() * width; d < dim; d += Team::size() * width) {
+      float a[width], b[width];
+      load<width>(y + n * dim + d, a);
+      load<width>(dy + n * dim + d, b);
 #pragma unroll
-    for (int j = 0; j < width; ++j) sum += a[j] * b[j];
-  }
-  sum = warp_sum(sum);
-  if (WarpTeam::member() == 0) delta[n] = sum;
+      for (int j = 0; j < width; ++j) sum += a[j] * b[j];
+    }
+  sum = Team::sum(sum, nullptr);
+  if (n < rows && Team::member() == 0) delta[n] = sum;
 }
 
 }  // namespace cuda::detail
@@ -38,11 +40,13 @@ void head_dots(CudaBackend<T>& backend, In<T, 3> y, In<T, 3> dy, Out<float, 2> d
   expects(y.size() == rows * dim && dy.size() == y.size(), "head_dots: shapes differ");
   const bool vectors = dim % cuda::wide == 0 && cuda::is_aligned(y.data, cuda::wide) &&
                        cuda::is_aligned(dy.data, cuda::wide);
+  using Team = cuda::LaneTeam<16>;
+  constexpr int threads = cuda::detail::head_dots_threads;
   cuda::launch(backend.stream(),
-               vectors ? cuda::detail::head_dots_kernel<cuda::wide, T>
-                       : cuda::detail::head_dots_kernel<1, T>,
-               cuda::blocks_for(rows, cuda::WarpTeam::per_block), unsigned(cuda::WarpTeam::block),
-               0, y.data, dy.data, rows, dim, delta.data);
+               vectors ? cuda::detail::head_dots_kernel<cuda::wide, Team, T>
+                       : cuda::detail::head_dots_kernel<1, Team, T>,
+               cuda::blocks_for(rows, Team::in_block(threads)), unsigned(threads), 0, y.data,
+               dy.data, rows, dim, delta.data);
 }
 
 }  // namespace dflash

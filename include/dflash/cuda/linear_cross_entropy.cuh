@@ -5,8 +5,9 @@
 
 #include "dflash/core/tensor.hpp"
 #include "dflash/cuda/backend.hpp"
+#include "dflash/cuda/held_logits.cuh"
 #include "dflash/cuda/launch.cuh"
-#include "dflash/cuda/rows.cuh"
+#include "dflash/cuda/row_shape.cuh"
 #include "dflash/cuda/vector.cuh"
 
 namespace dflash {
@@ -28,7 +29,6 @@ struct RunningRow {
 };
 
 inline constexpr unsigned row_threads = 256;
-inline constexpr std::size_t row_scratch = 32 * sizeof(Best);
 
 template <class Id>
 __global__ void __launch_bounds__(256)
@@ -42,40 +42,43 @@ __global__ void __launch_bounds__(256)
 }
 
 /// One block per row: logits become p = e^(logit - top), and what dx has summed is scaled to the
-/// new top. p may lie where the logits do.                      logit, p (rows, words)  dx (rows,
-/// H)
-template <class T>
-__global__ void __launch_bounds__(row_threads)
+/// new top. p may lie where the logits do. Words and dim are whole vectors of `width`.
+///                                                            logit, p (rows, words)  dx (rows, H)
+template <int width, class T>
+__global__ void __launch_bounds__(HeldLogits<4>::most_threads, 2)
     cross_entropy_step_kernel(const float* logit, index_t words, index_t first_word,
                               const std::int32_t* label, RunningRow* run, T* p, float* dx,
                               index_t dim) {
   const index_t n = blockIdx.x;
   const float* const row = logit + n * words;
-  const RunningRow before = run[n];
-  Best tile{0, -1};
-  for (index_t j = threadIdx.x; j < words; j += blockDim.x) tile.take(row[j], std::int32_t(j));
+  T* const out = p + n * words;
   const index_t at = label[n] - first_word;
-  const bool label_is_here = at >= 0 && at < words;
-  const float label_logit = label_is_here ? row[at] : before.label_logit;
-  tile = block_best(tile, shared_memory<Best>());  // its barriers come before p overwrites logits
-
-  const float top = fmaxf(before.top, tile.value), shrink = expf(before.top - top);
-  if (top > before.top && first_word > 0)
-    for (index_t d = threadIdx.x; d < dim; d += blockDim.x) dx[n * dim + d] *= shrink;
-  float sum = 0;
-  for (index_t j = threadIdx.x; j < words; j += blockDim.x) {
-    const float e = expf(row[j] - top);
-    store(e, p + n * words + j);
-    sum += e;
+  if (threadIdx.x == 0 && at >= 0 && at < words) run[n].label_logit = row[at];
+  const HeldLogits<width> held(words, [=](int j, float(&to)[width]) { load<width>(row + j, to); });
+  const float before = run[n].top, top = fmaxf(before, held.top()), shrink = expf(before - top);
+  const bool higher = top > before;
+  const int found = higher ? held.find(top) : INT_MAX;
+  const float sum =
+      held.exponentials(top, [=](int j, const float(&e)[width]) { store<width>(e, out + j); });
+  const auto all = held.total(sum, found);
+  if (threadIdx.x == 0) {
+    RunningRow& now = run[n];
+    now.sum = now.sum * double(shrink) + double(all.sum);
+    now.top = top;
+    if (higher) now.best = std::int32_t(first_word) + all.first;
   }
-  sum = block_sum(sum, shared_memory<float>());
-  if (threadIdx.x == 0)
-    run[n] = {before.sum * double(shrink) + double(sum), top, label_logit,
-              top > before.top ? std::int32_t(first_word) + tile.index : before.best};
+  if (!higher || first_word == 0) return;
+  for (index_t d = index_t(threadIdx.x) * width; d < dim; d += index_t(blockDim.x) * width) {
+    float v[width];
+    load<width>(dx + n * dim + d, v);
+#pragma unroll
+    for (int i = 0; i < width; ++i) v[i] *= shrink;
+    store<width>(v, dx + n * dim + d);
+  }
 }
 
 /// One block per row: dx = share of the sum less the label's row of w, and what is said of the row.
-template <class T>
+template <int width, class T>
 __global__ void __launch_bounds__(row_threads)
     cross_entropy_finish_kernel(const RunningRow* run, const std::int32_t* label, const float* sum,
                                 const T* w, index_t vocabulary, index_t dim, float* nll,
@@ -85,9 +88,14 @@ __global__ void __launch_bounds__(row_threads)
   const std::int32_t word = label[n];
   const bool known = word >= 0 && word < vocabulary;
   const float share = float(1 / row.sum);
-  for (index_t d = threadIdx.x; d < dim; d += blockDim.x)
-    store(sum[n * dim + d] * share - (known ? to_float(w[word * dim + d]) : 0.0f),
-          dx + n * dim + d);
+  for (index_t d = index_t(threadIdx.x) * width; d < dim; d += index_t(blockDim.x) * width) {
+    float s[width], of_label[width] = {};
+    load<width>(sum + n * dim + d, s);
+    if (known) load<width>(w + word * dim + d, of_label);
+#pragma unroll
+    for (int i = 0; i < width; ++i) s[i] = s[i] * share - of_label[i];
+    store<width>(s, dx + n * dim + d);
+  }
   if (threadIdx.x == 0) {
     nll[n] = float(log(row.sum) + (double(row.top) - double(row.label_logit)));
     correct[n] = row.best == word;
@@ -101,7 +109,8 @@ void run_over_logits(CudaBackend<T>& backend, In<T, 2> x, In<T, 2> w,
                      View<const std::int32_t, 1> label, int* fault, CrossEntropyTile tile,
                      Finish finish) {
   const index_t rows = x.shape[0], dim = x.shape[1], vocabulary = w.shape[0];
-  const index_t share = std::min(rows, tile.rows), most = std::min(vocabulary, tile.words);
+  const index_t share = std::min(rows, tile.rows),
+                most = std::min({vocabulary, tile.words, HeldLogits<4>::most_words});
   auto run = backend.template allocate<RunningRow>(share);
   auto logits = backend.template allocate<float>(share * most);
   auto sums = backend.template allocate<float>(share * dim);
@@ -124,8 +133,11 @@ void run_over_logits(CudaBackend<T>& backend, In<T, 2> x, In<T, 2> w,
                                .b_transposed = true,
                                .add = false},
                               x.rows(r).data, some, logits.data());
-      launch(backend.stream(), cross_entropy_step_kernel<T>, unsigned(r.size()), row_threads,
-             row_scratch, logits.data(), words, first, labels, run.data(), p, sums.data(), dim);
+      const bool vectors = words % 4 == 0 && dim % 4 == 0;
+      launch(backend.stream(),
+             vectors ? cross_entropy_step_kernel<4, T> : cross_entropy_step_kernel<1, T>,
+             unsigned(r.size()), HeldLogits<4>::threads(words), HeldLogits<4>::scratch_bytes,
+             logits.data(), words, first, labels, run.data(), p, sums.data(), dim);
       backend.gemm().multiply({.rows = r.size(),
                                .columns = dim,
                                .depth = words,
@@ -148,10 +160,12 @@ auto whole_cross_entropy(CudaBackend<T>& backend, In<T, 2> x, In<T, 2> w,
               correct.shape[0] == rows && dx.shape[0] == rows && dx.shape[1] == dim,
           "linear_cross_entropy: shapes differ");
   expects(rows == 0 || vocabulary > 0, "linear_cross_entropy: the head has no words");
+  const bool vectors = are_vectors<T>(dim, {w.data, dx.data});
   return [=, &backend](Range r, const RunningRow* run, const float* sum) {
-    launch(backend.stream(), cross_entropy_finish_kernel<T>, unsigned(r.size()), row_threads, 0,
-           run, label.data + r.begin, sum, w.data, vocabulary, dim, nll.data + r.begin,
-           correct.data + r.begin, dx.rows(r).data);
+    launch(backend.stream(),
+           vectors ? cross_entropy_finish_kernel<wide, T> : cross_entropy_finish_kernel<1, T>,
+           unsigned(r.size()), row_threads, 0, run, label.data + r.begin, sum, w.data, vocabulary,
+           dim, nll.data + r.begin, correct.data + r.begin, dx.rows(r).data);
   };
 }
 

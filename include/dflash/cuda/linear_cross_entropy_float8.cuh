@@ -24,39 +24,42 @@ struct TileShare {
 /// which float8_sum_kernel adds in full precision.
 ///              product, p (rows, padded)  x_scale, label, run, share (rows)  word_scale (words)
 template <class Id>
-__global__ void __launch_bounds__(row_threads)
+__global__ void __launch_bounds__(HeldLogits<4>::most_threads)
     float8_step_kernel(const float* product, index_t words, index_t padded, index_t first_word,
                        const float* x_scale, const float* word_scale, const Id* label,
                        RunningRow* run, float8_e4m3* p, TileShare* share) {
   const index_t n = blockIdx.x;
   const float* const row = product + n * padded;
   const float scale = x_scale[n];
-  const auto logit = [&](index_t j) { return row[j] * (scale * word_scale[j]); };
+  const HeldLogits<4> held(words, [=](int j, float(&to)[4]) {
+    float of_word[4];
+    load<4>(row + j, to);
+    load<4>(word_scale + j, of_word);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) to[i] = j + i < words ? to[i] * (scale * of_word[i]) : -INFINITY;
+  });
   const RunningRow before = run[n];
-  Best tile{0, -1};
-  for (index_t j = threadIdx.x; j < words; j += blockDim.x) tile.take(logit(j), std::int32_t(j));
-  tile = block_best(tile, shared_memory<Best>());
-
+  RunningRow now = before;
   const index_t at = label[n] - first_word;
-  float sum = 0;
-  const auto scaled = [&](index_t j) {
-    if (j >= words) return 0.0f;
-    const float e = expf(logit(j) - tile.value);
-    sum += e;
-    return j == at ? 0.0f : e * float8_e4m3::largest;
-  };
+  if (at >= 0 && at < words) now.label_logit = row[at] * (scale * word_scale[at]);
+
+  const float tile_top = held.top(), top = now.top = fmaxf(before.top, tile_top);
+  const bool higher = top > before.top;
+  const int found = higher ? held.find(top) : INT_MAX;
   auto* const to = reinterpret_cast<std::uint32_t*>(p + n * padded);
-  for (index_t j = 4 * index_t(threadIdx.x); j < padded; j += 4 * index_t(blockDim.x)) {
-    const float a = scaled(j), b = scaled(j + 1), c = scaled(j + 2), d = scaled(j + 3);
-    to[j / 4] = pack_float8(a, b, c, d);
-  }
-  sum = block_sum(sum, shared_memory<float>());
+  const float sum = held.exponentials(tile_top, [=](int j, const float(&e)[4]) {
+    float q[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) q[i] = j + i == at ? 0.0f : e[i] * float8_e4m3::largest;
+    to[j / 4] = pack_float8(q[0], q[1], q[2], q[3]);
+  });
+  for (index_t j = (words + 3) / 4 + threadIdx.x; j < padded / 4; j += blockDim.x) to[j] = 0;
+  const auto all = held.total(sum, found);
+  const float keep = expf(before.top - top), take = expf(tile_top - top);
+  now.sum = before.sum * double(keep) + double(all.sum * take);
+  if (higher) now.best = std::int32_t(first_word) + all.first;
   if (threadIdx.x != 0) return;
-  const float top = fmaxf(before.top, tile.value), keep = expf(before.top - top),
-              take = expf(tile.value - top);
-  run[n] = {before.sum * double(keep) + double(sum * take), top,
-            at >= 0 && at < words ? logit(at) : before.label_logit,
-            top > before.top ? std::int32_t(first_word) + tile.index : before.best};
+  run[n] = now;
   share[n] = {keep, take / float8_e4m3::largest};
 }
 
@@ -87,6 +90,8 @@ void run_over_logits(CudaBackend<T>& backend, In<T, 2> x, const Float8Head<T>& h
                      Finish finish) {
   const index_t rows = x.shape[0], dim = x.shape[1], width = head.width(),
                 vocabulary = head.rows().shape[0], share = std::min(rows, tile_rows);
+  expects(head.largest_tile() <= HeldLogits<4>::most_words,
+          "linear_cross_entropy: the head's tiles have too many words");
   auto run = backend.template allocate<RunningRow>(share);
   auto row = backend.template allocate<float8_e4m3>(share * width);
   auto scale = backend.template allocate<float>(share);
@@ -116,9 +121,10 @@ void run_over_logits(CudaBackend<T>& backend, In<T, 2> x, const Float8Head<T>& h
     for (index_t t = 0; t < head.tiles(); ++t) {
       const index_t words = head.words(t), padded = head.padded_words(t), first = head.first(t);
       multiply(n, padded, width, row.data(), head.by_word(t), logits.data());
-      launch(backend.stream(), float8_step_kernel<std::int32_t>, blocks, row_threads, row_scratch,
-             logits.data(), words, padded, first, scale.data(), head.word_scale(t), labels,
-             run.data(), p.data(), shares.data());
+      launch(backend.stream(), float8_step_kernel<std::int32_t>, blocks,
+             HeldLogits<4>::threads(words), HeldLogits<4>::scratch_bytes, logits.data(), words,
+             padded, first, scale.data(), head.word_scale(t), labels, run.data(), p.data(),
+             shares.data());
       multiply(n, width, padded, p.data(), head.by_column(t), product.data());
       launch(backend.stream(), float8_sum_kernel<T>, blocks, row_threads, 0, product.data(), width,
              shares.data(), head.column_scale(t), Range{first, first + words}, labels, run.data(),

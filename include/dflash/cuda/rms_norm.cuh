@@ -1,107 +1,224 @@
 #pragma once
 
-#include <type_traits>
+#include <algorithm>
 
 #include "dflash/core/tensor.hpp"
 #include "dflash/cuda/backend.hpp"
 #include "dflash/cuda/column_sums.cuh"
 #include "dflash/cuda/launch.cuh"
-#include "dflash/cuda/team.cuh"
+#include "dflash/cuda/row_shape.cuh"
 #include "dflash/cuda/vector.cuh"
 
 namespace dflash {
 
 namespace cuda::detail {
 
-template <int width, class Team, class T>
-__global__ void __launch_bounds__(Team::block)
+/// Each team one row, which it holds.
+template <int vectors, class Team, class T>
+__global__ void __launch_bounds__(most_row_threads)
     rms_norm_kernel(const T* x, const T* scale, float eps, index_t rows, index_t columns, T* y,
                     float* rstd) {
-  const index_t n = index_t(blockIdx.x) * Team::per_block + Team::index();
-  if (n >= rows) return;  // a whole team
-  constexpr index_t step = Team::threads * width;
-  float sum = 0;
-  for (index_t c = Team::member() * width; c < columns; c += step) {
-    float v[width];
-    load<width>(x + n * columns + c, v);
+  const index_t n = index_t(blockIdx.x) * Team::in_block(int(blockDim.x)) + Team::index();
+  const index_t at = n * columns, mine = n < rows ? columns : 0;
+  float v[vectors][wide] = {}, s[vectors][wide] = {}, sum = 0;
+  HeldRow<vectors>::template each<Team>(mine, [&](int i, index_t c) {
+    load<wide>(x + at + c, v[i]);
+    load<wide>(scale + c, s[i]);
+  });
 #pragma unroll
-    for (int j = 0; j < width; ++j) sum += v[j] * v[j];
-  }
+  for (int i = 0; i < vectors; ++i)
+#pragma unroll
+    for (int j = 0; j < wide; ++j) sum += v[i][j] * v[i][j];
   const float mean = Team::sum(sum, shared_memory<float>()) / float(columns);
   const float r = 1.0f / sqrtf(mean + eps);
-  for (index_t c = Team::member() * width; c < columns; c += step) {
-    float v[width], s[width];
-    load<width>(x + n * columns + c, v);
-    load<width>(scale + c, s);
+  HeldRow<vectors>::template each<Team>(mine, [&](int i, index_t c) {
 #pragma unroll
-    for (int j = 0; j < width; ++j) v[j] = v[j] * r * s[j];
-    store<width>(v, y + n * columns + c);
-  }
-  if (Team::member() == 0) rstd[n] = r;
+    for (int j = 0; j < wide; ++j) v[i][j] = v[i][j] * r * s[i][j];
+    store<wide>(v[i], y + at + c);
+  });
+  if (n < rows && Team::member() == 0) rstd[n] = r;
 }
+
+template <class Team, class T>
+__global__ void __launch_bounds__(most_row_threads)
+    rms_norm_any_kernel(const T* x, const T* scale, float eps, index_t rows, index_t columns, T* y,
+                        float* rstd) {
+  const index_t n = index_t(blockIdx.x) * Team::in_block(int(blockDim.x)) + Team::index();
+  const index_t at = n * columns, mine = n < rows ? columns : 0;
+  float sum = 0;
+  for (index_t c = Team::member(); c < mine; c += Team::size())
+    sum += to_float(x[at + c]) * to_float(x[at + c]);
+  const float mean = Team::sum(sum, shared_memory<float>()) / float(columns);
+  const float r = 1.0f / sqrtf(mean + eps);
+  for (index_t c = Team::member(); c < mine; c += Team::size())
+    store(to_float(x[at + c]) * r * to_float(scale[c]), y + at + c);
+  if (n < rows && Team::member() == 0) rstd[n] = r;
+}
+
+/// Shared memory of a block that sums rows by column: two places for the sums of warps, in turn,
+/// then what else it needs, in whose place the sums of each team come at last.
+class TeamSums {
+ public:
+  static std::size_t bytes(int teams, index_t columns, std::size_t before) {
+    return start + std::max(before, sizeof(float) * std::size_t(teams * columns));
+  }
+  __device__ static float* of_warps(index_t turn) {
+    return shared_memory<float>() + turn % 2 * warp_size;
+  }
+  __device__ static unsigned char* before() { return shared_memory() + start; }
+  __device__ static float* of_team(int team, index_t columns) {
+    return reinterpret_cast<float*>(before()) + team * columns;
+  }
+  /// part(c) = the teams' sums, once all have written theirs.
+  __device__ static void join(int teams, index_t columns, float* part) {
+    __syncthreads();
+    for (index_t c = threadIdx.x; c < columns; c += blockDim.x) {
+      float sum = 0;
+      for (int t = 0; t < teams; ++t) sum += of_team(t, columns)[c];
+      part[c] = sum;
+    }
+  }
+
+ private:
+  static constexpr std::size_t start = 2 * warp_size * sizeof(float);
+};
+
+/// What each thread of a block has read of several arrays, some turns ahead: a ring of places in
+/// shared memory, in which a thread finds only what it asked for itself.
+template <int arrays, int vectors, class T>
+class AheadRing {
+ public:
+  static constexpr int turns = sizeof(T) == 2 ? 3 : 2;
+  static constexpr std::size_t bytes(int threads) {
+    return std::size_t(turns * arrays * vectors) * std::size_t(threads) * sizeof(Packed<T>);
+  }
+
+  __device__ explicit AheadRing(void* memory)
+      : at_(static_cast<Packed<T>*>(memory) + threadIdx.x) {}
+
+  /// Begins to read vector i of an array for a turn.
+  __device__ __forceinline__ void begin(index_t turn, int array, int i, const T* from) {
+    Packed<T>* const to = place(turn, array, i);
+#pragma unroll
+    for (int part = 0; part < int(sizeof(*to) / 16); ++part)
+      copy_async_16(reinterpret_cast<unsigned char*>(to) + 16 * part,
+                    reinterpret_cast<const unsigned char*>(from) + 16 * part);
+  }
+  __device__ __forceinline__ static void close_turn() { copy_async_commit(); }
+  /// Waits for the oldest turn of those that have begun and were not waited for: `turns` - 1.
+  __device__ __forceinline__ static void wait() { copy_async_wait<turns - 2>(); }
+  __device__ __forceinline__ void numbers(index_t turn, int array, int i, float (&to)[wide]) const {
+    place(turn, array, i)->numbers(to);
+  }
+
+ private:
+  __device__ __forceinline__ Packed<T>* place(index_t turn, int array, int i) const {
+    return at_ + ((int(turn % turns) * arrays + array) * vectors + i) * int(blockDim.x);
+  }
+  Packed<T>* at_;
+};
 
 /// Each block a part of `each` rows; part(p, c) is what these add to dscale(c).
-template <int width, class Team, class T>
-__global__ void __launch_bounds__(Team::block)
+template <int vectors, class Team, class T>
+__global__ void __launch_bounds__(most_row_threads, sizeof(T) * vectors <= 2 ? 2 : 1)
     rms_norm_backward_kernel(const T* x, const T* scale, const float* rstd, const T* dy,
                              index_t rows, index_t each, index_t columns, T* dx, float* part) {
-  constexpr index_t step = Team::threads * width;
-  const index_t p = blockIdx.x, end = (p + 1) * each < rows ? (p + 1) * each : rows;
-  float* const scratch = shared_memory<float>();
-  float* const sums = scratch + warp_size;  // of each team, (teams, C)
-  float* const own = sums + Team::index() * columns;
-  for (index_t c = Team::member(); c < columns; c += Team::threads) own[c] = 0;
-  __syncthreads();
-  for (index_t n = p * each + Team::index(); n < end; n += Team::per_block) {
-    const index_t at = n * columns;
-    const float r = rstd[n];
+  using Row = HeldRow<vectors>;
+  using Ring = AheadRing<3, vectors, T>;
+  Ring ring(TeamSums::before());
+  const int teams = Team::in_block(int(blockDim.x));
+  const index_t p = blockIdx.x, first = p * each, end = first + each < rows ? first + each : rows;
+  const auto begin = [&](index_t turn) {
+    const index_t n = first + turn * teams + Team::index();
+    Row::template each<Team>(n < end ? columns : 0, [&](int i, index_t c) {
+      ring.begin(turn, 0, i, x + n * columns + c);
+      ring.begin(turn, 1, i, dy + n * columns + c);
+      ring.begin(turn, 2, i, dx + n * columns + c);
+    });
+    Ring::close_turn();
+  };
+  for (int turn = 0; turn < Ring::turns - 1; ++turn) begin(turn);
+  Packed<T> scales[vectors] = {};
+  Row::template each<Team>(columns, [&](int i, index_t c) { scales[i].read(scale + c); });
+  float sums[vectors][wide] = {};
+  for (index_t turn = 0; first + turn * teams < end; ++turn) {
+    const index_t n = first + turn * teams + Team::index(), mine = n < end ? columns : 0;
+    const float r = n < end ? rstd[n] : 0;
+    Ring::wait();
     float dot = 0;
-    for (index_t c = Team::member() * width; c < columns; c += step) {
-      float in[width], out[width], s[width];
-      load<width>(x + at + c, in);
-      load<width>(dy + at + c, out);
-      load<width>(scale + c, s);
+    Row::template each<Team>(mine, [&](int i, index_t) {
+      float in[wide], out[wide], s[wide];
+      ring.numbers(turn, 0, i, in), ring.numbers(turn, 1, i, out), scales[i].numbers(s);
 #pragma unroll
-      for (int j = 0; j < width; ++j) dot += in[j] * out[j] * s[j];
-    }
-    const float shrink = Team::sum(dot, scratch) / float(columns) * r * r * r;
-    for (index_t c = Team::member() * width; c < columns; c += step) {
-      float in[width], out[width], s[width], to[width], sum[width];
-      load<width>(x + at + c, in);
-      load<width>(dy + at + c, out);
-      load<width>(scale + c, s);
-      load<width>(dx + at + c, to);
-      load<width>(own + c, sum);
+      for (int j = 0; j < wide; ++j) dot += in[j] * out[j] * s[j];
+    });
+    begin(turn + Ring::turns - 1);
+    dot = Team::sum(dot, TeamSums::of_warps(turn));
+    const float shrink = dot / float(columns) * r * r * r;
+    Row::template each<Team>(mine, [&](int i, index_t c) {
+      float in[wide], out[wide], s[wide], to[wide];
+      ring.numbers(turn, 0, i, in), ring.numbers(turn, 1, i, out), scales[i].numbers(s);
+      ring.numbers(turn, 2, i, to);
 #pragma unroll
-      for (int j = 0; j < width; ++j) {
+      for (int j = 0; j < wide; ++j) {
         to[j] += r * out[j] * s[j] - shrink * in[j];
-        sum[j] += out[j] * in[j] * r;
+        sums[i][j] += out[j] * in[j] * r;
       }
-      store<width>(to, dx + at + c);
-      store<width>(sum, own + c);
-    }
+      store<wide>(to, dx + n * columns + c);
+    });
   }
-  __syncthreads();
-  for (index_t c = threadIdx.x; c < columns; c += blockDim.x) {
-    float sum = 0;
-    for (int t = 0; t < Team::per_block; ++t) sum += sums[t * columns + c];
-    part[p * columns + c] = sum;
-  }
+  copy_async_wait<0>();
+  __syncthreads();  // the ring's place is that of the sums
+  float* const own = TeamSums::of_team(Team::index(), columns);
+  Row::template each<Team>(columns, [&](int i, index_t c) { store<wide>(sums[i], own + c); });
+  TeamSums::join(teams, columns, part + p * columns);
 }
 
-/// f(the width of a vector, the team) as constants, for rows of so many columns.
-template <class F>
-void for_row_shape(bool vectors, index_t columns, F f) {
-  const auto with_width = [&](auto team) {
-    if (vectors)
-      f(std::integral_constant<int, wide>{}, team);
-    else
-      f(std::integral_constant<int, 1>{}, team);
-  };
-  if (columns <= longest_row_of_a_warp)
-    with_width(WarpTeam{});
+template <class Team, class T>
+__global__ void __launch_bounds__(most_row_threads)
+    rms_norm_any_backward_kernel(const T* x, const T* scale, const float* rstd, const T* dy,
+                                 index_t rows, index_t each, index_t columns, T* dx, float* part) {
+  const int teams = Team::in_block(int(blockDim.x));
+  const index_t p = blockIdx.x, end = (p + 1) * each < rows ? (p + 1) * each : rows;
+  float* const own = TeamSums::of_team(Team::index(), columns);
+  for (index_t c = Team::member(); c < columns; c += Team::size()) own[c] = 0;
+  for (index_t first = p * each, turn = 0; first < end; first += teams, ++turn) {
+    const index_t n = first + Team::index(), at = n * columns, mine = n < end ? columns : 0;
+    const float r = n < end ? rstd[n] : 0;
+    float dot = 0;
+    for (index_t c = Team::member(); c < mine; c += Team::size())
+      dot += to_float(x[at + c]) * to_float(dy[at + c]) * to_float(scale[c]);
+    dot = Team::sum(dot, TeamSums::of_warps(turn));
+    const float shrink = dot / float(columns) * r * r * r;
+    for (index_t c = Team::member(); c < mine; c += Team::size()) {
+      const float in = to_float(x[at + c]), out = to_float(dy[at + c]);
+      store(to_float(dx[at + c]) + (r * out * to_float(scale[c]) - shrink * in), dx + at + c);
+      own[c] += out * in * r;
+    }
+  }
+  TeamSums::join(teams, columns, part + p * columns);
+}
+
+template <int vectors, class Team, class T>
+constexpr auto rms_norm_for() {
+  if constexpr (vectors > 0)
+    return rms_norm_kernel<vectors, Team, T>;
   else
-    with_width(BlockTeam{});
+    return rms_norm_any_kernel<Team, T>;
+}
+template <int vectors, class T>
+constexpr std::size_t ring_bytes(int threads) {
+  if constexpr (vectors > 0)
+    return AheadRing<3, vectors, T>::bytes(threads);
+  else
+    return 0;
+}
+template <int vectors, class Team, class T>
+constexpr auto rms_norm_backward_for() {
+  if constexpr (vectors > 0)
+    return rms_norm_backward_kernel<vectors, Team, T>;
+  else
+    return rms_norm_any_backward_kernel<Team, T>;
 }
 
 }  // namespace cuda::detail
@@ -115,16 +232,14 @@ void rms_norm(CudaBackend<T>& backend, In<T, 2> x, In<T, 1> scale, float eps, Ou
   expects(y.shape[0] == rows && y.shape[1] == columns && scale.shape[0] == columns &&
               rstd.shape[0] == rows,
           "rms_norm: shapes differ");
-  const bool vectors = columns % cuda::wide == 0 && cuda::is_aligned(x.data, cuda::wide) &&
-                       cuda::is_aligned(scale.data, cuda::wide) &&
-                       cuda::is_aligned(y.data, cuda::wide);
-  cuda::detail::for_row_shape(
-      vectors, columns, [&]<int width, class Team>(std::integral_constant<int, width>, Team) {
-        cuda::launch(backend.stream(), cuda::detail::rms_norm_kernel<width, Team, T>,
-                     cuda::blocks_for(rows, Team::per_block), unsigned(Team::block),
-                     cuda::warp_size * sizeof(float), x.data, scale.data, eps, rows, columns,
-                     y.data, rstd.data);
-      });
+  cuda::for_row_shape(cuda::are_vectors<T>(columns, {x.data, scale.data, y.data}), columns,
+                      [&]<int vectors, class Team>(cuda::HeldRow<vectors>, Team, int threads) {
+                        cuda::launch(backend.stream(),
+                                     cuda::detail::rms_norm_for<vectors, Team, T>(),
+                                     cuda::blocks_for(rows, Team::in_block(threads)),
+                                     unsigned(threads), cuda::warp_size * sizeof(float), x.data,
+                                     scale.data, eps, rows, columns, y.data, rstd.data);
+                      });
 }
 
 /// Adds to dx and dscale.
@@ -137,21 +252,20 @@ void rms_norm_backward(CudaBackend<T>& backend, In<T, 2> x, In<T, 1> scale, In<f
               rstd.shape[0] == rows,
           "rms_norm_backward: shapes differ");
   if (rows == 0 || columns == 0) return;
-  const bool vectors = columns % cuda::wide == 0 && cuda::is_aligned(x.data, cuda::wide) &&
-                       cuda::is_aligned(scale.data, cuda::wide) &&
-                       cuda::is_aligned(dy.data, cuda::wide) &&
-                       cuda::is_aligned(dx.data, cuda::wide);
-  const cuda::RowParts parts(rows, 16, 256);
-  auto part = backend.template allocate<float>(parts.count * columns);
-  cuda::detail::for_row_shape(
-      vectors, columns, [&]<int width, class Team>(std::integral_constant<int, width>, Team) {
-        const std::size_t shared =
-            sizeof(float) * std::size_t(cuda::warp_size + Team::per_block * columns);
-        cuda::launch(backend.stream(), cuda::detail::rms_norm_backward_kernel<width, Team, T>,
-                     unsigned(parts.count), unsigned(Team::block), shared, x.data, scale.data,
-                     rstd.data, dy.data, rows, parts.each, columns, dx.data, part.data());
+  cuda::for_row_shape(
+      cuda::are_vectors<T>(columns, {x.data, scale.data, dy.data, dx.data}), columns,
+      [&]<int vectors, class Team>(cuda::HeldRow<vectors>, Team, int threads) {
+        const int teams = Team::in_block(threads);
+        const cuda::RowParts parts(rows, std::max(4, teams), 256);
+        auto part = backend.template allocate<float>(parts.count * columns);
+        cuda::launch(backend.stream(), cuda::detail::rms_norm_backward_for<vectors, Team, T>(),
+                     unsigned(parts.count), unsigned(threads),
+                     cuda::detail::TeamSums::bytes(teams, columns,
+                                                   cuda::detail::ring_bytes<vectors, T>(threads)),
+                     x.data, scale.data, rstd.data, dy.data, rows, parts.each, columns, dx.data,
+                     part.data());
+        cuda::add_parts(backend, part.data(), parts.count, columns, dscale.data);
       });
-  cuda::add_parts(backend, part.data(), parts.count, columns, dscale.data);
 }
 
 }  // namespace dflash

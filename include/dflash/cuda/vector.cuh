@@ -67,6 +67,22 @@ __device__ __forceinline__ void load(const T* from, float (&to)[width]) {
   }
 }
 
+/// `wide` numbers as they lie in memory: of bfloat16 in half the registers of their floats.
+template <class T>
+struct Packed {
+  using Part = std::conditional_t<std::is_same_v<T, float>, float4, uint4>;
+  Part part[wide * sizeof(T) / sizeof(Part)];
+
+  __device__ __forceinline__ void read(const T* from) {
+#pragma unroll
+    for (int i = 0; i < int(sizeof part / sizeof *part); ++i)
+      part[i] = reinterpret_cast<const Part*>(from)[i];
+  }
+  __device__ __forceinline__ void numbers(float (&to)[wide]) const {
+    load<wide>(reinterpret_cast<const T*>(part), to);
+  }
+};
+
 template <int width, class T>
 __device__ __forceinline__ void store(const float (&from)[width], T* to) {
   if constexpr (width == 1) {
@@ -76,7 +92,11 @@ __device__ __forceinline__ void store(const float (&from)[width], T* to) {
     for (int i = 0; i < width / 4; ++i)
       reinterpret_cast<float4*>(to)[i] =
           make_float4(from[4 * i], from[4 * i + 1], from[4 * i + 2], from[4 * i + 3]);
+  } else if constexpr (width == 4) {
+    *reinterpret_cast<uint2*>(to) =
+        make_uint2(pack_bfloat16(from[0], from[1]), pack_bfloat16(from[2], from[3]));
   } else {
+    static_assert(width % 8 == 0);
 #pragma unroll
     for (int i = 0; i < width / 8; ++i)
       reinterpret_cast<uint4*>(to)[i] = make_uint4(pack_bfloat16(from[8 * i], from[8 * i + 1]),

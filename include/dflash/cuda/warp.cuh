@@ -44,17 +44,22 @@ __device__ __forceinline__ float block_max(float x, float* scratch) {
 }
 
 /// The same sum in every thread of a block of whole warps, all of which call it. `scratch` holds 32
-/// numbers of shared memory that nothing else uses between two barriers.
+/// numbers of shared memory that nobody writes between this call's barrier and the next barrier.
 template <class T>
-__device__ __forceinline__ T block_sum(T x, T* scratch) {
+__device__ __forceinline__ T block_sum_once(T x, T* scratch) {
   x = warp_sum(x);
   const unsigned warp = threadIdx.x / warp_size, lane = threadIdx.x % warp_size;
   if (lane == 0) scratch[warp] = x;
   __syncthreads();
-  T sum = 0;
-  for (unsigned w = 0; w < blockDim.x / warp_size; ++w) sum += scratch[w];
+  return warp_sum(lane < blockDim.x / warp_size ? scratch[lane] : T(0));
+}
+
+/// The same, with scratch that may be written again at once.
+template <class T>
+__device__ __forceinline__ T block_sum(T x, T* scratch) {
+  x = block_sum_once(x, scratch);
   __syncthreads();
-  return sum;
+  return x;
 }
 
 }  // namespace dflash::cuda
