@@ -117,6 +117,20 @@ void row_operations(B& b, const Table& table, index_t rows) {
   table.bytes("head_dots", 2 * each * numbers,
               [&] { head_dots(b, as_heads(x), as_heads(y), delta.view()); });
 
+  Tensor<B, float, 1> turned_rstd(b, {rows * heads});
+  const HeadPart<T> parts[] = {{y.view().data, 0, heads}};
+  const auto turned = [&](Tensor<B, T, 2>& t) {
+    return View<const T, 3>{t.view().data, {rows, heads, head_dim}};
+  };
+  table.bytes("rms_norm_rope", 2 * each * numbers, [&] {
+    rms_norm_rope(b, turned(x), head_weight, 1e-6f, cos.view(), sin.view(), parts,
+                  turned_rstd.view());
+  });
+  table.bytes("rms_norm_rope_backward", 3 * each * numbers, [&] {
+    rms_norm_rope_backward(b, turned(x), head_weight, turned_rstd.view(), cos.view(), sin.view(),
+                           turned(y), as_heads(z), head_scale.view());
+  });
+
   auto embedding = table.matrix(vocabulary, hidden);
   std::vector<std::int32_t> ids(std::size_t(rows), 0);
   for (std::size_t i = 0; i < ids.size(); ++i)

@@ -14,6 +14,7 @@
 #include "dflash/cpu/linear_cross_entropy_part.hpp"
 #include "dflash/cpu/linear_frozen.hpp"
 #include "dflash/cpu/rms_norm.hpp"
+#include "dflash/cpu/rms_norm_rope.hpp"
 #include "dflash/cpu/rope.hpp"
 #include "dflash/cpu/rows.hpp"
 #include "dflash/cpu/swiglu.hpp"

@@ -17,6 +17,7 @@
 #include "dflash/cuda/linear_cross_entropy_float8.cuh"
 #include "dflash/cuda/linear_cross_entropy_part.cuh"
 #include "dflash/cuda/rms_norm.cuh"
+#include "dflash/cuda/rms_norm_rope.cuh"
 #include "dflash/cuda/rope.cuh"
 #include "dflash/cuda/rows.cuh"
 #include "dflash/cuda/swiglu.cuh"

@@ -42,6 +42,10 @@ void row_by_row(const Arguments<T>& a) {
   rms_norm_backward<T>(b, a.matrix, a.row, a.sums, a.matrix, a.matrix, a.sums);
   rope_table<T>(b, a.position, a.frequency, 1, a.matrix, a.matrix);
   rope<T>(b, a.matrix, a.matrix, Rotate::forward, a.heads);
+  const HeadPart<T> part = {a.heads.data, 0, 1};
+  rms_norm_rope<T>(b, a.heads, a.row, 1e-6f, a.matrix, a.matrix, {&part, 1}, a.sums);
+  rms_norm_rope_backward<T>(b, a.heads, a.row, a.sums, a.matrix, a.matrix, a.heads, a.heads,
+                            a.sums);
   swiglu<T>(b, a.matrix, a.matrix, a.matrix);
   swiglu_backward<T>(b, a.matrix, a.matrix, a.matrix, a.matrix, a.matrix);
   argmax_rows<T>(b, a.matrix, a.ids);

@@ -63,6 +63,13 @@ const HeadShape heads[] = {{1, 3, 2},     {5, 16, 50}, {7, 33, 300},
                            {40, 48, 128}, {3, 40, 1},  {0, 8, 10}};
 const index_t tiles[] = {16, 112, 8192};
 
+#ifdef __CUDACC__
+/// Hopper's products of float8 keep some 13 bits of a partial sum.
+constexpr double logit_error = 2e-4;
+#else
+constexpr double logit_error = 1e-5;
+#endif
+
 /// What linear_cross_entropy says of every row.
 struct Said {
   Floats nll, dx;
@@ -176,7 +183,7 @@ TEST_CASE_TEMPLATE("the loss is that of the rounded rows and head, exactly", T, 
     for (const index_t tile : tiles) {
       const Float8Head<T> head(cuda, tw.matrix(h.words, h.width), tile);
       const Said found = said(cuda, x, h.width, head, label);
-      CHECK(error(found.nll, nll) < 1e-5);
+      CHECK(error(found.nll, nll) < logit_error);
       CHECK(found.correct == correct);
     }
   }

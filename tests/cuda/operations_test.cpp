@@ -159,6 +159,67 @@ TEST_CASE_TEMPLATE("rope turns as the CPU does, and back", T, float, bfloat16) {
   }
 }
 
+TEST_CASE_TEMPLATE("heads are normalised, turned and placed as by the CPU", T, float, bfloat16) {
+  Pair<T> on;
+  // Vectors for 8 and for 16 lanes, their last ones idle; numbers one by one; more heads than
+  // teams.
+  for (auto [rows, heads, dim] : {std::array<index_t, 3>{0, 2, 16},
+                                  {1, 1, 2},
+                                  {3, 3, 90},
+                                  {9, 5, 128},
+                                  {2, 3, 256},
+                                  {2, 2, 250},
+                                  {7, 2, 48},
+                                  {2100, 8, 16}}) {
+    const index_t n = rows * heads * dim, half = dim / 2;
+    const auto x = numbers<T>(n, 1), w = numbers<T>(dim, 2), dy = numbers<T>(n, 3),
+               c = numbers<T>(rows * half, 4), s = numbers<T>(rows * half, 5);
+    Floats y(at(n)), rstd(at(rows * heads)), dx(at(n)), dw = random<float>(dim, 6);
+    OnDevice<T> tx(on.cuda, x), tw(on.cuda, w), tdy(on.cuda, dy), tc(on.cuda, c), ts(on.cuda, s);
+    OnDevice<float> tr(on.cuda, rstd), tdw(on.cuda, dw);
+    const auto here = [&, r = rows, h = heads, d = dim](auto& v) {
+      return View<std::remove_reference_t<decltype(v[0])>, 3>{v.data(), {r, h, d}};
+    };
+    const auto there = [&, r = rows, h = heads, d = dim](OnDevice<T>& v) {
+      return v.heads(r, h, d);
+    };
+    // 66 parts, so that there are two launches; some overlap, one takes no head, one is not
+    // aligned.
+    std::vector<HeadPart<float>> parts = {{y.data(), 0, heads}};
+    rms_norm_rope(on.cpu, here(x), flat(w), 1e-5f, matrix(c, rows, half), matrix(s, rows, half),
+                  parts, flat(rstd));
+    const index_t count = rows > 1000 ? 2 : 66;
+    for (const index_t shift : {0, 1}) {
+      OnDevice<T> all(on.cuda, y), some(on.cuda, Floats(at(count * n / heads + shift), 7.0f));
+      std::vector<HeadPart<T>> places = {{all.data(), 0, heads}, {all.data(), heads, 0}};
+      for (index_t p = 0; p < count; ++p)
+        places.push_back({some.data() + shift + p * rows * dim, p % heads, 1});
+      rms_norm_rope<T>(on.cuda, there(tx), tw.flat(), 1e-5f, tc.matrix(rows, half),
+                       ts.matrix(rows, half), places, tr.flat());
+      CHECK_NEAR(all.host(on.cuda), y);
+      CHECK(error(tr.host(on.cuda), rstd) < tolerance<float>);
+      const auto whole = all.host(on.cuda), placed = some.host(on.cuda);
+      Floats expected(placed.begin(), placed.begin() + shift);
+      for (index_t p = 0; p < count; ++p)
+        for (index_t row = 0; row < rows; ++row)
+          for (index_t d = 0; d < dim; ++d)
+            expected.push_back(whole[at((row * heads + p % heads) * dim + d)]);
+      CHECK(placed == expected);
+    }
+    fill(on.cuda, tr.flat(), 0.0f);
+    rms_norm_rope<T>(on.cuda, there(tx), tw.flat(), 1e-5f, tc.matrix(rows, half),
+                     ts.matrix(rows, half), {}, tr.flat());
+    CHECK(error(tr.host(on.cuda), rstd) < tolerance<float>);
+
+    rms_norm_rope_backward(on.cpu, here(x), flat(w), flat(rstd), matrix(c, rows, half),
+                           matrix(s, rows, half), here(dy), here(dx), flat(dw));
+    rms_norm_rope_backward<T>(on.cuda, there(tx), tw.flat(), tr.flat(), tc.matrix(rows, half),
+                              ts.matrix(rows, half), there(tdy), there(tdy), tdw.flat());
+    CHECK_NEAR(tdy.host(on.cuda), dx);
+    CHECK(error(tdw.host(on.cuda), dw) < tolerance<float>);
+  }
+}
+
 TEST_CASE_TEMPLATE("rows go where the CPU puts them, and a wrong id is told", T, float, bfloat16) {
   Pair<T> on;
   for (index_t width : {1, 7, 40}) {

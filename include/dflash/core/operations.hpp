@@ -5,6 +5,7 @@
 
 #include "dflash/core/attention_rule.hpp"
 #include "dflash/core/cross_entropy_part.hpp"
+#include "dflash/core/head_places.hpp"
 #include "dflash/core/tensor.hpp"
 
 namespace dflash {
@@ -40,7 +41,7 @@ concept Operations = requires(B& b, In<T, 2> x, In<T, 2> w, Out<T, 2> y, In<T, 1
                               KeyValue<const T> kv, KeyValue<T> dkv, AttentionRule rule,
                               View<A, 2> lse, In<A, 2> saved_lse, Out<A, 1> flat, In<A, 1> flat_in,
                               AdamWStep step, const typename B::FrozenMatrix& f,
-                              View<CrossEntropyPart<A>, 1> part) {
+                              View<CrossEntropyPart<A>, 1> part, HeadPlaces<T> places) {
   fill(b, y, T(0));                     // y = value
   add(b, x, y);                         // y += x
   add_rows(b, scale, y);                // y(n) += x               x (C)  y (N, C)
@@ -57,10 +58,14 @@ concept Operations = requires(B& b, In<T, 2> x, In<T, 2> w, Out<T, 2> y, In<T, 1
   rms_norm_backward(b, x, scale, saved_rstd, x, y, dscale);  // (x, scale, rstd, dy, dx, dscale)
   rope_table(b, position, frequency, 1.0, y, y);  // cos, sin (N, D/2) of position * frequency
   rope(b, x, x, Rotate::forward, heads);          // in place          heads (N, heads, D)
-  swiglu(b, x, x, y);                             // y = silu(gate) up
-  swiglu_backward(b, x, x, x, y, y);              // (gate, up, dy, dgate, dup)
-  attention(b, q, kv, rule, heads, lse);          // y = softmax(scale q k^T where mask) v
-  head_dots(b, q, q, lse);                        // delta(n, h) = <y(n, h), dy(n, h)>
+  // Heads normalised and turned, each into every part that takes it: (x, w, eps, cos, sin, y,
+  // rstd); and from the gradient of the turned heads dx, written, and dw.
+  rms_norm_rope(b, q, scale, eps, x, x, places, rstd);
+  rms_norm_rope_backward(b, q, scale, saved_rstd, x, x, q, heads, dscale);
+  swiglu(b, x, x, y);                     // y = silu(gate) up
+  swiglu_backward(b, x, x, x, y, y);      // (gate, up, dy, dgate, dup)
+  attention(b, q, kv, rule, heads, lse);  // y = softmax(scale q k^T where mask) v
+  head_dots(b, q, q, lse);                // delta(n, h) = <y(n, h), dy(n, h)>
   attention_backward(b, q, kv, rule, saved_lse, saved_lse, q, heads, dkv);  // (.., lse, delta, dy,
                                                                             // dq, dkv)
   copy_columns(b, x, index_t(0), y);                         // y(n, c) = x(n, first + c)

@@ -9,6 +9,33 @@
 
 namespace dflash {
 
+namespace detail {
+
+template <class T>
+[[gnu::always_inline]] inline T rstd_of_row(index_t columns, const T* x, T eps) {
+  const double mean = sum_of_products(columns, x, x) / double(columns);
+  return T(1 / std::sqrt(mean + double(eps)));
+}
+template <class T>
+[[gnu::always_inline]] inline void scale_row(index_t columns, const T* x, T rstd, const T* scale,
+                                             T* y) {
+  for (index_t c = 0; c < columns; ++c) y[c] = x[c] * rstd * scale[c];
+}
+
+/// What of x is taken from its row's gradient: the mean of x dy scale, times rstd^3.
+template <class T>
+[[gnu::always_inline]] inline T shrink_of_row(index_t columns, const T* x, const T* dy,
+                                              const T* scale, T rstd) {
+  const double mean = sum_of_products(columns, x, dy, scale) / double(columns);
+  return T(mean * double(rstd) * double(rstd) * double(rstd));
+}
+template <class T>
+[[gnu::always_inline]] inline T norm_gradient(T x, T dy, T scale, T rstd, T shrink) {
+  return rstd * dy * scale - shrink * x;
+}
+
+}  // namespace detail
+
 /// y = x rstd scale with rstd = 1 / sqrt(mean(x^2) + eps), row by row (arXiv:1910.07467). y may be
 /// x.
 ///                                                         x, y (N, C)  scale (C)  rstd (N)
@@ -24,10 +51,8 @@ void rms_norm(CpuBackend<T>& backend, In<T, 2> x, In<T, 1> scale, std::type_iden
         backend.path(), [=]() __attribute__((always_inline)) {
           for (index_t n = part.begin; n < part.end; ++n) {
             const T* const from = x.data + n * columns;
-            T* const to = y.data + n * columns;
-            const double mean = detail::sum_of_products(columns, from, from) / double(columns);
-            const T r = rstd.data[n] = T(1 / std::sqrt(mean + double(eps)));
-            for (index_t c = 0; c < columns; ++c) to[c] = from[c] * r * scale.data[c];
+            const T r = rstd.data[n] = detail::rstd_of_row(columns, from, eps);
+            detail::scale_row(columns, from, r, scale.data, y.data + n * columns);
           }
         });
   });
@@ -49,11 +74,9 @@ void rms_norm_backward(CpuBackend<T>& backend, In<T, 2> x, In<T, 1> scale, In<T,
     const T r = rstd(n);
     detail::on_path(
         backend.path(), [=]() __attribute__((always_inline)) {
-          const double mean =
-              detail::sum_of_products(columns, in, out, scale.data) / double(columns);
-          const T shrink = T(mean * double(r) * double(r) * double(r));
+          const T shrink = detail::shrink_of_row(columns, in, out, scale.data, r);
           for (index_t c = 0; c < columns; ++c)
-            to[c] += r * out[c] * scale.data[c] - shrink * in[c];
+            to[c] += detail::norm_gradient(in[c], out[c], scale.data[c], r, shrink);
           for (index_t c = 0; c < columns; ++c) sum[c] += double(out[c] * in[c] * r);
         });
   });

@@ -27,6 +27,23 @@ void rope_table(CpuBackend<T>& backend, View<const index_t, 1> position,
   });
 }
 
+namespace detail {
+
+/// Turns the pairs (i, i + half) of a head by its row's angles, times sign.
+template <class T>
+[[gnu::always_inline]] inline void turn_head(index_t half, const T* __restrict cos,
+                                             const T* __restrict sin, T sign, T* head) {
+  T* __restrict lower = head;
+  T* __restrict upper = head + half;
+  for (index_t i = 0; i < half; ++i) {
+    const T a = lower[i], b = upper[i], turn = sign * sin[i];
+    lower[i] = a * cos[i] - b * turn;
+    upper[i] = b * cos[i] + a * turn;
+  }
+}
+
+}  // namespace detail
+
 /// Turns the pairs (i, i + D / 2) of each head by its row's angles, in place; backward turns back
 /// (arXiv:2104.09864). With tables narrower than D / 2 the rest of a head stays as it is.
 ///                                                     cos, sin (N, D / 2)  x (N, heads, D)
@@ -41,17 +58,9 @@ void rope(CpuBackend<T>& backend, In<T, 2> cos, In<T, 2> sin, Rotate rotate, Out
     detail::on_path(
         backend.path(), [=]() __attribute__((always_inline)) {
           for (index_t n = part.begin; n < part.end; ++n) {
-            const T* __restrict c = cos.data + n * half;
-            const T* __restrict s = sin.data + n * half;
-            for (index_t h = 0; h < heads; ++h) {
-              T* __restrict lower = x.data + (n * heads + h) * dim;
-              T* __restrict upper = lower + half;
-              for (index_t i = 0; i < half; ++i) {
-                const T a = lower[i], b = upper[i], turn = sign * s[i];
-                lower[i] = a * c[i] - b * turn;
-                upper[i] = b * c[i] + a * turn;
-              }
-            }
+            for (index_t h = 0; h < heads; ++h)
+              detail::turn_head(half, cos.data + n * half, sin.data + n * half, sign,
+                                x.data + (n * heads + h) * dim);
           }
         });
   });

@@ -14,10 +14,10 @@ namespace dflash {
 
 namespace cuda::detail {
 
-/// How much of the logits exists at once: a tile of rows and words, small enough that it is still
-/// in the cache when it is read again.
+/// How much of the logits exists at once: a tile of rows and words, large enough for products at
+/// full speed.
 struct CrossEntropyTile {
-  index_t rows = 1024, words = 4096;
+  index_t rows = 4096, words = 8192;
 };
 
 /// What a row has seen of its logits so far.

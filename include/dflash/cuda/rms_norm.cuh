@@ -1,42 +1,68 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 
 #include "dflash/core/tensor.hpp"
+#include "dflash/cuda/ahead_ring.cuh"
 #include "dflash/cuda/backend.hpp"
 #include "dflash/cuda/column_sums.cuh"
 #include "dflash/cuda/launch.cuh"
 #include "dflash/cuda/row_shape.cuh"
+#include "dflash/cuda/team_sums.cuh"
 #include "dflash/cuda/vector.cuh"
 
 namespace dflash {
 
 namespace cuda::detail {
 
-/// Each team one row, which it holds.
+/// How many rows a team normalises at once: each thread has four vectors on their way.
+template <int vectors>
+inline constexpr int rows_at_once = vectors > 0 ? 4 / vectors : 1;
+
+/// Each team its rows, which it holds as they lie in memory.
 template <int vectors, class Team, class T>
 __global__ void __launch_bounds__(most_row_threads)
     rms_norm_kernel(const T* x, const T* scale, float eps, index_t rows, index_t columns, T* y,
                     float* rstd) {
-  const index_t n = index_t(blockIdx.x) * Team::in_block(int(blockDim.x)) + Team::index();
-  const index_t at = n * columns, mine = n < rows ? columns : 0;
-  float v[vectors][wide] = {}, s[vectors][wide] = {}, sum = 0;
-  HeldRow<vectors>::template each<Team>(mine, [&](int i, index_t c) {
-    load<wide>(x + at + c, v[i]);
-    load<wide>(scale + c, s[i]);
-  });
+  constexpr int at_once = rows_at_once<vectors>;
+  using Row = HeldRow<vectors>;
+  const int teams = Team::in_block(int(blockDim.x));
+  const index_t first = index_t(blockIdx.x) * teams * at_once + Team::index();
+  const auto mine = [=](int k) { return first + k * teams < rows ? columns : 0; };
+  Packed<T> held[at_once][vectors] = {};
+  float r[at_once];
 #pragma unroll
-  for (int i = 0; i < vectors; ++i)
+  for (int k = 0; k < at_once; ++k)
+    Row::template each<Team>(
+        mine(k), [&](int i, index_t c) { held[k][i].read(x + (first + k * teams) * columns + c); });
 #pragma unroll
-    for (int j = 0; j < wide; ++j) sum += v[i][j] * v[i][j];
-  const float mean = Team::sum(sum, shared_memory<float>()) / float(columns);
-  const float r = 1.0f / sqrtf(mean + eps);
-  HeldRow<vectors>::template each<Team>(mine, [&](int i, index_t c) {
+  for (int k = 0; k < at_once; ++k) {
+    float sum = 0;
 #pragma unroll
-    for (int j = 0; j < wide; ++j) v[i][j] = v[i][j] * r * s[i][j];
-    store<wide>(v[i], y + at + c);
-  });
-  if (n < rows && Team::member() == 0) rstd[n] = r;
+    for (int i = 0; i < vectors; ++i) {
+      float v[wide];
+      held[k][i].numbers(v);
+#pragma unroll
+      for (int j = 0; j < wide; ++j) sum += v[j] * v[j];
+    }
+    static_assert(at_once == 1 || !std::is_same_v<Team, BlockTeam>);  // one place for the sum
+    const float mean = Team::sum(sum, shared_memory<float>()) / float(columns);
+    r[k] = 1.0f / sqrtf(mean + eps);
+  }
+#pragma unroll
+  for (int k = 0; k < at_once; ++k) {
+    const index_t n = first + k * teams;
+    Row::template each<Team>(mine(k), [&](int i, index_t c) {
+      float v[wide], s[wide];
+      held[k][i].numbers(v);
+      load<wide>(scale + c, s);
+#pragma unroll
+      for (int j = 0; j < wide; ++j) v[j] = v[j] * r[k] * s[j];
+      store<wide>(v, y + n * columns + c);
+    });
+    if (n < rows && Team::member() == 0) rstd[n] = r[k];
+  }
 }
 
 template <class Team, class T>
@@ -54,69 +80,6 @@ __global__ void __launch_bounds__(most_row_threads)
     store(to_float(x[at + c]) * r * to_float(scale[c]), y + at + c);
   if (n < rows && Team::member() == 0) rstd[n] = r;
 }
-
-/// Shared memory of a block that sums rows by column: two places for the sums of warps, in turn,
-/// then what else it needs, in whose place the sums of each team come at last.
-class TeamSums {
- public:
-  static std::size_t bytes(int teams, index_t columns, std::size_t before) {
-    return start + std::max(before, sizeof(float) * std::size_t(teams * columns));
-  }
-  __device__ static float* of_warps(index_t turn) {
-    return shared_memory<float>() + turn % 2 * warp_size;
-  }
-  __device__ static unsigned char* before() { return shared_memory() + start; }
-  __device__ static float* of_team(int team, index_t columns) {
-    return reinterpret_cast<float*>(before()) + team * columns;
-  }
-  /// part(c) = the teams' sums, once all have written theirs.
-  __device__ static void join(int teams, index_t columns, float* part) {
-    __syncthreads();
-    for (index_t c = threadIdx.x; c < columns; c += blockDim.x) {
-      float sum = 0;
-      for (int t = 0; t < teams; ++t) sum += of_team(t, columns)[c];
-      part[c] = sum;
-    }
-  }
-
- private:
-  static constexpr std::size_t start = 2 * warp_size * sizeof(float);
-};
-
-/// What each thread of a block has read of several arrays, some turns ahead: a ring of places in
-/// shared memory, in which a thread finds only what it asked for itself.
-template <int arrays, int vectors, class T>
-class AheadRing {
- public:
-  static constexpr int turns = sizeof(T) == 2 ? 3 : 2;
-  static constexpr std::size_t bytes(int threads) {
-    return std::size_t(turns * arrays * vectors) * std::size_t(threads) * sizeof(Packed<T>);
-  }
-
-  __device__ explicit AheadRing(void* memory)
-      : at_(static_cast<Packed<T>*>(memory) + threadIdx.x) {}
-
-  /// Begins to read vector i of an array for a turn.
-  __device__ __forceinline__ void begin(index_t turn, int array, int i, const T* from) {
-    Packed<T>* const to = place(turn, array, i);
-#pragma unroll
-    for (int part = 0; part < int(sizeof(*to) / 16); ++part)
-      copy_async_16(reinterpret_cast<unsigned char*>(to) + 16 * part,
-                    reinterpret_cast<const unsigned char*>(from) + 16 * part);
-  }
-  __device__ __forceinline__ static void close_turn() { copy_async_commit(); }
-  /// Waits for the oldest turn of those that have begun and were not waited for: `turns` - 1.
-  __device__ __forceinline__ static void wait() { copy_async_wait<turns - 2>(); }
-  __device__ __forceinline__ void numbers(index_t turn, int array, int i, float (&to)[wide]) const {
-    place(turn, array, i)->numbers(to);
-  }
-
- private:
-  __device__ __forceinline__ Packed<T>* place(index_t turn, int array, int i) const {
-    return at_ + ((int(turn % turns) * arrays + array) * vectors + i) * int(blockDim.x);
-  }
-  Packed<T>* at_;
-};
 
 /// Each block a part of `each` rows; part(p, c) is what these add to dscale(c).
 template <int vectors, class Team, class T>
@@ -232,14 +195,14 @@ void rms_norm(CudaBackend<T>& backend, In<T, 2> x, In<T, 1> scale, float eps, Ou
   expects(y.shape[0] == rows && y.shape[1] == columns && scale.shape[0] == columns &&
               rstd.shape[0] == rows,
           "rms_norm: shapes differ");
-  cuda::for_row_shape(cuda::are_vectors<T>(columns, {x.data, scale.data, y.data}), columns,
-                      [&]<int vectors, class Team>(cuda::HeldRow<vectors>, Team, int threads) {
-                        cuda::launch(backend.stream(),
-                                     cuda::detail::rms_norm_for<vectors, Team, T>(),
-                                     cuda::blocks_for(rows, Team::in_block(threads)),
-                                     unsigned(threads), cuda::warp_size * sizeof(float), x.data,
-                                     scale.data, eps, rows, columns, y.data, rstd.data);
-                      });
+  cuda::for_row_shape<4>(cuda::are_vectors<T>(columns, {x.data, scale.data, y.data}), columns,
+                         [&]<int vectors, class Team>(cuda::HeldRow<vectors>, Team, int threads) {
+                           cuda::launch(backend.stream(),
+                                        cuda::detail::rms_norm_for<vectors, Team, T>(),
+                                        cuda::blocks_for(rows, Team::in_block(threads)),
+                                        unsigned(threads), cuda::warp_size * sizeof(float), x.data,
+                                        scale.data, eps, rows, columns, y.data, rstd.data);
+                         });
 }
 
 /// Adds to dx and dscale.
@@ -252,18 +215,18 @@ void rms_norm_backward(CudaBackend<T>& backend, In<T, 2> x, In<T, 1> scale, In<f
               rstd.shape[0] == rows,
           "rms_norm_backward: shapes differ");
   if (rows == 0 || columns == 0) return;
-  cuda::for_row_shape(
+  cuda::for_row_shape<1, 2>(
       cuda::are_vectors<T>(columns, {x.data, scale.data, dy.data, dx.data}), columns,
       [&]<int vectors, class Team>(cuda::HeldRow<vectors>, Team, int threads) {
         const int teams = Team::in_block(threads);
         const cuda::RowParts parts(rows, std::max(4, teams), 256);
         auto part = backend.template allocate<float>(parts.count * columns);
-        cuda::launch(backend.stream(), cuda::detail::rms_norm_backward_for<vectors, Team, T>(),
-                     unsigned(parts.count), unsigned(threads),
-                     cuda::detail::TeamSums::bytes(teams, columns,
-                                                   cuda::detail::ring_bytes<vectors, T>(threads)),
-                     x.data, scale.data, rstd.data, dy.data, rows, parts.each, columns, dx.data,
-                     part.data());
+        cuda::launch(
+            backend.stream(), cuda::detail::rms_norm_backward_for<vectors, Team, T>(),
+            unsigned(parts.count), unsigned(threads),
+            cuda::TeamSums::bytes(teams, columns, cuda::detail::ring_bytes<vectors, T>(threads)),
+            x.data, scale.data, rstd.data, dy.data, rows, parts.each, columns, dx.data,
+            part.data());
         cuda::add_parts(backend, part.data(), parts.count, columns, dscale.data);
       });
 }

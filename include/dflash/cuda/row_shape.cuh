@@ -34,11 +34,14 @@ bool are_vectors(index_t columns, std::initializer_list<const T*> data) {
   return all;
 }
 
-/// f(HeldRow, the team, threads of a block) for rows of so many columns.
-template <class F>
+/// f(HeldRow, the team, threads of a block) for rows of so many columns. Where a row takes a block,
+/// its threads hold one of these numbers of vectors, the first with which it fits.
+template <int... of_block, class F>
 void for_row_shape(bool vectors, index_t columns, F f) {
-  const auto block_of = [=](int each) {
-    return int((columns + each * warp_size - 1) / (each * warp_size)) * warp_size;
+  const auto held_by_block = [&](auto held, int each) {
+    if (columns > index_t(each) * most_row_threads) return false;
+    f(held, BlockTeam{}, int((columns + each * warp_size - 1) / (each * warp_size)) * warp_size);
+    return true;
   };
   if (vectors && columns <= 16 * wide)
     f(HeldRow<1>{}, LaneTeam<16>{}, most_row_threads);
@@ -46,10 +49,8 @@ void for_row_shape(bool vectors, index_t columns, F f) {
     f(HeldRow<1>{}, LaneTeam<32>{}, most_row_threads);
   else if (vectors && columns <= 128 * wide)
     f(HeldRow<4>{}, LaneTeam<32>{}, 128);
-  else if (vectors && columns <= most_row_threads * wide)
-    f(HeldRow<1>{}, BlockTeam{}, block_of(wide));
-  else if (vectors && columns <= 2 * most_row_threads * wide)
-    f(HeldRow<2>{}, BlockTeam{}, block_of(2 * wide));
+  else if (vectors && (held_by_block(HeldRow<of_block>{}, of_block * wide) || ...))
+    return;
   else if (columns <= 1024)
     f(HeldRow<0>{}, LaneTeam<32>{}, 128);
   else
