@@ -1,13 +1,15 @@
 // Attention of a draft with the shapes of qwen3-8b: 32 query heads and 8 key/value heads of 128,
 // blocks of 16 rows, anchors spread evenly over one sample. First compares the kernels with those
 // in float, then prints milliseconds, and TFLOP/s twice: of the (query, key) pairs that a row sees,
-// and of all that the tiles compute. On Hopper its own kernels too. Arguments: how often each is
-// timed (20).
+// and of all that the tiles compute, also as a part of what a large product reaches. On Hopper by
+// its own kernels, elsewhere (or with times below 0) by those of warps.
+//   attention_cuda [times each is timed, 20] [context rows x anchors, like 768x256]...
 
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <utility>
 #include <vector>
 
 #include "dflash/cuda/attention.cuh"
@@ -74,20 +76,30 @@ struct Problem {
     }
   }
   void backward(bool groups) {
-    const float *l = lse.view().data, *d = delta.view().data;
     if constexpr (std::is_same_v<T, float>) {
       attention_backward(backend, q.view(), keys(), rule, lse.view(), delta.view(), dy.view(),
                          dq.view(), key_gradients());
     } else {
-      const cuda::AttentionPlan<T> plan(backend, q.view(), keys(), rule, {});
-      if (groups)
-        return cuda::launch_backward_hopper<dim>(backend, plan, q.view(), keys(), l, d, dy.view(),
-                                                 dq.view().data, key_gradients());
-      cuda::launch_query_gradient<dim>(backend, plan, q.view().data, keys(), l, d, dy.view().data,
-                                       dq.view().data);
+      query_gradient(groups);
+      key_gradient(groups);
+    }
+  }
+  void query_gradient(bool groups) {
+    const cuda::AttentionPlan<T> plan(backend, q.view(), keys(), rule, {});
+    const auto launch =
+        groups ? cuda::launch_query_gradient_hopper<dim> : cuda::launch_query_gradient<dim>;
+    launch(backend, plan, q.view().data, keys(), lse.view().data, delta.view().data, dy.view().data,
+           dq.view().data);
+  }
+  void key_gradient(bool groups) {
+    const cuda::AttentionPlan<T> plan(backend, q.view(), keys(), rule, {});
+    const float *l = lse.view().data, *d = delta.view().data;
+    if (groups)
+      cuda::launch_key_gradient_hopper<dim>(backend, plan, q.view(), keys(), l, d, dy.view(),
+                                            key_gradients());
+    else
       cuda::launch_key_gradient<dim>(backend, plan, q.view().data, keys(), l, d, dy.view().data,
                                      key_gradients());
-    }
   }
 
   /// y, dq and the gradients of the keys and values, after a backward from zeros.
@@ -129,11 +141,20 @@ struct Problem {
   }
 };
 
-void print(const char* what, index_t context, index_t blocks, double ms, double useful,
-           double computed) {
-  std::printf("%-15s S %6td  N %4td  %8.3f ms  %7.1f TFLOP/s useful  %7.1f computed\n", what,
-              context, blocks, ms, useful / ms * 1e-9, computed / ms * 1e-9);
-}
+struct Table {
+  CudaBackend<bfloat16>& backend;
+  int times;
+  double product = large_product_teraflops(backend, times);
+
+  template <class F>
+  void row(const char* what, index_t context, index_t blocks, double useful, double computed,
+           F f) const {
+    const double ms = milliseconds(backend, times, f);
+    std::printf("%-9s S %6td  N %4td %9.3f ms %7.1f TFLOP/s useful %7.1f computed %4.0f %%\n", what,
+                context, blocks, ms, useful / ms * 1e-9, computed / ms * 1e-9,
+                100 * computed / ms * 1e-9 / product);
+  }
+};
 
 /// |a - b| / |b| of each result.
 void compare(const char* what, const std::vector<std::vector<float>>& a,
@@ -167,40 +188,48 @@ void check(CudaBackend<bfloat16>& backend, bool hopper) {
   }
 }
 
-void measure(CudaBackend<bfloat16>& backend, index_t context, index_t blocks, int times,
-             bool hopper) {
+void measure(const Table& table, index_t context, index_t blocks, bool groups) {
+  using Groups = cuda::HopperCut<dim>;
   using Forward = cuda::ForwardCut<dim>;
   using Query = cuda::QueryGradientCut<dim>;
-  using Key = cuda::KeyGradientCut<dim>;
-  Problem<bfloat16> p(backend, context, blocks);
-  const double product = 2.0 * dim;  // operations of one product, per pair
-  const double forward = 2 * product * p.useful(), backward = 5 * product * p.useful();
-  print("forward", context, blocks, milliseconds(backend, times, [&] { p.forward(false); }),
-        forward, 2 * product * p.by_rows(Forward::warp_rows, Forward::rows, Forward::keys));
-  print("backward", context, blocks, milliseconds(backend, times, [&] { p.backward(false); }),
-        backward,
-        3 * product * p.by_rows(Query::warp_rows, Query::rows, Query::keys) +
-            4 * product * p.by_keys(Key::keys));
-  if (!hopper) return;
-  using Cut = cuda::HopperCut<dim>;
-  print("forward, groups", context, blocks, milliseconds(backend, times, [&] { p.forward(true); }),
-        forward, 2 * product * p.by_rows(Cut::tile, Cut::rows, Cut::tile));
-  print("backward, groups", context, blocks,
-        milliseconds(backend, times, [&] { p.backward(true); }), backward,
-        3 * product * p.by_rows(Cut::tile, Cut::rows, Cut::tile) +
-            4 * product * p.by_keys(Cut::rows));
+  Problem<bfloat16> p(table.backend, context, blocks);
+  const double product = 2.0 * dim, useful = product * p.useful();  // operations of one product
+  const auto by_rows = [&](index_t warps, index_t rows, index_t keys) {
+    return product * (groups ? p.by_rows(Groups::tile, Groups::rows, Groups::tile)
+                             : p.by_rows(warps, rows, keys));
+  };
+  const double queries = by_rows(Query::warp_rows, Query::rows, Query::keys),
+               keys = product * p.by_keys(groups ? Groups::rows : cuda::KeyGradientCut<dim>::keys);
+  table.row("forward", context, blocks, 2 * useful,
+            2 * by_rows(Forward::warp_rows, Forward::rows, Forward::keys),
+            [&] { p.forward(groups); });
+  table.row("dq", context, blocks, 3 * useful, 3 * queries, [&] { p.query_gradient(groups); });
+  table.row("dk, dv", context, blocks, 4 * useful, 4 * keys, [&] { p.key_gradient(groups); });
+  table.row("backward", context, blocks, 5 * useful, 3 * queries + 4 * keys,
+            [&] { p.backward(groups); });
 }
 
 }  // namespace
 
 int main(int count, char** arguments) {
-  const int times = count > 1 ? std::max(1, std::atoi(arguments[1])) : 20;
+  const int times = count > 1 ? std::atoi(arguments[1]) : 20;
   cudaDeviceProp properties;
   cuda_expects(cudaGetDeviceProperties(&properties, 0), "the device");
-  std::printf("%s, median of %d\n", properties.name, times);
   CudaBackend<bfloat16> backend;
   const bool hopper = properties.major == 9;
   check(backend, hopper);
-  for (index_t context : {768, 3072, 32768})
-    for (index_t blocks : {256, 512}) measure(backend, context, blocks, times, hopper);
+  const Table table{backend, std::max(1, std::abs(times))};
+  std::printf("%s, median of %d, product of 8192 x 8192 x 8192 %.0f TFLOP/s\n", properties.name,
+              table.times, table.product);
+  std::vector<std::pair<index_t, index_t>> sizes;
+  for (int i = 2; i < count; ++i) {
+    long long context = 0, blocks = 0;
+    const bool two = std::sscanf(arguments[i], "%lldx%lld", &context, &blocks) == 2;
+    expects(two && context > 0 && blocks > 0, "a size is written 768x256: context rows x anchors");
+    sizes.emplace_back(context, blocks);
+  }
+  if (sizes.empty())
+    for (index_t context : {768, 3072, 32768})
+      for (index_t blocks : {256, 512}) sizes.emplace_back(context, blocks);
+  for (const auto& [context, blocks] : sizes) measure(table, context, blocks, hopper && times > 0);
 }

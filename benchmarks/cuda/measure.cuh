@@ -7,6 +7,7 @@
 #include "dflash/core/bfloat16.hpp"
 #include "dflash/cuda/backend.hpp"
 #include "dflash/cuda/launch.cuh"
+#include "dflash/cuda/linear.cuh"
 
 namespace dflash_benchmark {
 
@@ -56,6 +57,18 @@ double milliseconds(dflash::CudaBackend<T>& backend, int times, F f) {
   cudaEventDestroy(stop);
   std::sort(measured.begin(), measured.end());
   return double(measured[measured.size() / 2]);
+}
+
+/// What one product of 8192 x 8192 x 8192 reaches, in TFLOP/s.
+inline double large_product_teraflops(dflash::CudaBackend<dflash::bfloat16>& backend, int times) {
+  constexpr index_t side = 8192;
+  dflash::Tensor<dflash::CudaBackend<dflash::bfloat16>, dflash::bfloat16, 2> x(backend,
+                                                                               {side, side}),
+      w(backend, {side, side}), y(backend, {side, side});
+  randomize(backend, x.view().data, x.size(), 0.5f, 1);
+  randomize(backend, w.view().data, w.size(), 0.5f, 2);
+  return 2.0 * side * side * side * 1e-9 /
+         milliseconds(backend, times, [&] { linear(backend, x.view(), w.view(), y.view()); });
 }
 
 }  // namespace dflash_benchmark

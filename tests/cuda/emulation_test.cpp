@@ -8,6 +8,7 @@
 
 #include "dflash/core/bfloat16.hpp"
 #include "dflash/core/random.hpp"
+#include "dflash/cuda/hopper.cuh"
 #include "dflash/cuda/launch.cuh"
 #include "dflash/cuda/warp.cuh"
 
@@ -104,6 +105,27 @@ __global__ void multiply(const bfloat16* a, const bfloat16* b, float* c) {
   cuda::multiply_add(sum, fragment_a, {fragment_b[0], fragment_b[1]});
   const unsigned row = lane / 4, column = lane % 4 * 2;
   for (unsigned j = 0; j < 4; ++j) c[(row + j / 2 * 8) * 8 + column + j % 2] = sum[j];
+}
+
+/// Two products of one group of four warps, 64 x 64 ones times 64 x 64 twos over 16 columns, the
+/// second a group of products of its own. Of this thread's first sum of each: what it is after a
+/// wait that leaves one under way, and after all have ended.
+__global__ void two_groups_of_products(float* seen, bool hasty) {
+  bfloat16* const ones = cuda::panel_memory<bfloat16>();
+  bfloat16* const twos = ones + 64 * 64;
+  for (unsigned i = threadIdx.x; i < 64 * 64; i += 128)
+    ones[i] = bfloat16(1.0f), twos[i] = bfloat16(2.0f);
+  __syncthreads();
+  float first[8][4] = {}, second[8][4] = {};
+  cuda::multiply_group<false>(first, cuda::describe(ones), cuda::describe(twos));
+  cuda::commit_group_products();
+  cuda::multiply_group<true>(second, cuda::describe(twos), cuda::describe(twos));
+  cuda::commit_group_products();
+  cuda::wait_group_products<1>(hasty ? second : first);
+  seen[threadIdx.x] = first[0][0];
+  seen[128 + threadIdx.x] = second[0][0];
+  cuda::wait_group_products<0>(second);
+  seen[256 + threadIdx.x] = second[7][3];
 }
 
 __global__ void sums(const float* x, float* warp, float* block) {
@@ -206,6 +228,17 @@ TEST_CASE("the fragments of a matrix product lie where the instructions have the
     }
 }
 
+TEST_CASE("products of a group of warps land when their own group is waited for") {
+  Device<float> seen(std::vector<float>(384));
+  run(two_groups_of_products, 1, 128, 4 * 64 * 64, seen.data, false);
+  const auto x = seen.host();
+  for (std::size_t i = 0; i < 128; ++i) {
+    CHECK(x[i] == 32);
+    CHECK(std::isnan(x[128 + i]));
+    CHECK(x[256 + i] == 64);
+  }
+}
+
 TEST_CASE("sums of a warp and of a block reach every thread") {
   Device<float> x(counting(96)), warp(counting(96)), block(counting(96));
   run(sums, 1, 96, 128, x.data, warp.data, block.data);
@@ -226,6 +259,9 @@ TEST_CASE("what the device forbids is refused, by name") {
   Device<float> x(counting(8));
   CHECK(is_misuse([&] { run(crooked_copy, 1, 1, 64, x.data); }, "aligned"));
   CHECK(is_misuse([] { launch(nullptr, two_barriers, 1, 1, 0), __syncthreads(); }, "outside"));
+  Device<float> seen(std::vector<float>(384));
+  CHECK(is_misuse([&] { run(two_groups_of_products, 1, 128, 4 * 64 * 64, seen.data, true); },
+                  "still under way"));
   CHECK_THROWS_AS(run(half_a_barrier, 1, 32, 228 << 10), Error);
 #if !defined(__SANITIZE_ADDRESS__)  // which would end the program
   CHECK(is_misuse([] { run(write_at, 1, 1, 100, std::size_t(100)); }, "past its shared memory"));

@@ -4,7 +4,8 @@
 
 #include "dflash/core/attention_rule.hpp"
 #include "dflash/cuda/attention_float_backward.cuh"
-#include "dflash/cuda/attention_hopper_backward.cuh"
+#include "dflash/cuda/attention_hopper_key.cuh"
+#include "dflash/cuda/attention_hopper_query.cuh"
 #include "dflash/cuda/attention_key_gradient.cuh"
 #include "dflash/cuda/attention_query_gradient.cuh"
 

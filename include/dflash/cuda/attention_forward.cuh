@@ -36,11 +36,12 @@ struct RunningSoftmax {
     for (int i = 0; i < 2 * M; ++i) top[i / 2][i % 2] = -INFINITY, sum[i / 2][i % 2] = 0;
   }
 
-  /// Scores become 2^(scale (score - top)) with the largest score so far as top; y is scaled to it.
-  template <int N, int Columns>
-  __device__ __forceinline__ void step(Accumulator<M, N>& score, float scale,
-                                       Accumulator<M, Columns>& y) {
-    float shrink[M][2];
+  /// Scores become 2^(scale (score - top)) with the largest score so far as top, to which `shrink`
+  /// scales what was summed before. Whether nothing in this warp needs that: most often, for the
+  /// largest score comes early.
+  template <int N>
+  __device__ __forceinline__ bool weigh(Accumulator<M, N>& score, float scale,
+                                        float (&shrink)[M][2]) {
     bool same = true;
 #pragma unroll
     for (int m = 0; m < M; ++m)
@@ -68,7 +69,12 @@ struct RunningSoftmax {
           }
         sum[m][half] = sum[m][half] * shrink[m][half] + total;
       }
-    if (__all_sync(whole_warp, same)) return;  // most often: the largest score came early
+    return __all_sync(whole_warp, same);
+  }
+
+  template <int Columns>
+  static __device__ __forceinline__ void scale_rows(Accumulator<M, Columns>& y,
+                                                    const float (&shrink)[M][2]) {
 #pragma unroll
     for (int m = 0; m < M; ++m)
 #pragma unroll
@@ -211,7 +217,9 @@ __global__ void __launch_bounds__(ForwardCut<D>::threads, 2)
     clear<M, N>(score);
     multiply_rows<D, M, N>(score, shared.q + first * tile_stride<D>, stage.k);
     if (!keys.sees_all(now, Cut::keys)) hide<M, N>(score, shared.tile.seen + first, now);
-    softmax.template step<N, D / 8>(score, scale, out);
+    float shrink[M][2];
+    if (!softmax.template weigh<N>(score, scale, shrink))
+      softmax.template scale_rows<D / 8>(out, shrink);
     std::uint32_t p[M][N / 2][4];
     round_to_left<M, N>(score, p);
     multiply_columns<D, M, N / 2, D / 8>(out, p, stage.v);

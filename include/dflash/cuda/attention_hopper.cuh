@@ -7,69 +7,89 @@
 namespace dflash::cuda {
 
 template <int D>
-struct HopperForwardShared {
-  bfloat16 q[HopperCut<D>::groups * HopperCut<D>::tile_size];
-  KeyRing<D> ring;
-};
+using HopperForwardRing = KeyRing<D, 4, Cleared::values>;
 
-/// A group of warps that computes: 64 rows of the tile.
+/// What a group of warps computes of 64 query rows.
 template <int D>
-__device__ __forceinline__ void attend(HopperForwardShared<D>& shared, const AttentionShape& a,
-                                       const QueryTile& tile, int group, bfloat16* y, float* lse) {
-  using Cut = HopperCut<D>;
-  constexpr int N = Cut::tile / 8;
-  const int warp = int(threadIdx.x) / warp_size % 4, first = group * Cut::tile + warp * 16;
-  auto& ring = shared.ring;
-  bfloat16* const q = shared.q + group * Cut::tile_size;
+struct HopperForward {
+  static constexpr int N = HopperCut<D>::tile / 8;
+  const AttentionShape& a;
+  bfloat16* y;
+  float* lse;
+  const SeenKeys* seen = nullptr;  // of the warp's rows
+  const bfloat16* q = nullptr;     // of the group's
   Accumulator<1, D / 8> out;
-  clear<1, D / 8>(out);
+  Accumulator<1, N> score;
+  std::uint32_t p[1][N / 2][4];
   RunningSoftmax<1> softmax;
-  for (int turn = 0;; ++turn) {
-    const int at = turn % KeyRing<D>::stages;
-    const unsigned parity = unsigned(turn / KeyRing<D>::stages % 2);
-    wait(ring.k_here[at], parity);
-    const KeyTile now = ring.tile[at];
-    if (!now.exists()) break;
-    const WarpKeys& keys = ring.group_keys[group][now.own ? 1 : 0];
-    if (keys.sees(now)) {
-      Accumulator<1, N> score;
-      clear<1, N>(score);
-      multiply_panels<D>(score[0], q, ring.stage[at].k);
-      if (!keys.sees_all(now, Cut::tile)) hide<1, N>(score, ring.row_keys.seen + first, now);
-      softmax.template step<N, D / 8>(score, a.scale * log2_e, out);
-      std::uint32_t p[1][N / 2][4];
-      round_to_left<1, N>(score, p);
-      wait(ring.v_here[at], parity);
-      multiply_values<D>(out[0], p, ring.stage[at].v);
-    }
-    arrive(ring.free[at]);
+  float shrink[1][2];
+  bool same;
+
+  __device__ HopperForward(const AttentionShape& shape, bfloat16* to, float* lse_of_rows)
+      : a(shape), y(to), lse(lse_of_rows) {}
+  __device__ __forceinline__ void begin(const HopperWork<D>& work, int, const bfloat16* rows, int,
+                                        int first) {
+    q = rows;
+    seen = work.rows.seen + first;
+    clear<1, D / 8>(out);
+    softmax = {};
   }
-  softmax.finish();
-  sync_some(1 + group, Cut::group_threads);  // nobody reads q any more
-  store_rows<D, 1, D>(out, softmax, q + warp * 16 * D, tile, first, a, y, lse);
-}
+  template <class Ring>
+  __device__ __forceinline__ void begin_scores(Ring& ring, const typename Ring::Place& place) {
+    multiply_panels<D>(score[0], q, ring.stage[place.at].k);
+  }
+  template <int pending>
+  __device__ __forceinline__ void weigh(const KeyTile& now, const WarpKeys (&keys)[2]) {
+    wait_group_products<pending>(score[0]);
+    if (!keys[now.own ? 1 : 0].sees_all(now, HopperCut<D>::tile)) hide<1, N>(score, seen, now);
+    same = softmax.template weigh<N>(score, a.scale * log2_e, shrink);
+    settle(softmax.sum[0][0] + softmax.sum[0][1]);
+  }
+  template <class Ring>
+  __device__ __forceinline__ void begin_sum(Ring& ring, const typename Ring::Place& place) {
+    multiply_values<D>(out[0], p, ring.stage[place.at].v);
+  }
+  __device__ __forceinline__ void end_scores() {}
+  __device__ __forceinline__ void end_sum() { wait_group_products<0>(out[0]); }
+  __device__ __forceinline__ void round() {
+    if (!same) softmax.template scale_rows<D / 8>(out, shrink);
+    round_to_left<1, N>(score, p);
+  }
+
+  __device__ __forceinline__ void end(const QueryTile& tile, int first) {
+    softmax.finish();
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = first + half * 8 + lane_index() / 4, lane = lane_index() % 4;
+      const float sum = softmax.sum[0][half], share = sum > 0 ? 1 / sum : 0;
+      const bool here = row < tile.size;
+      const index_t at = here ? tile.source(row) : 0;
+      if (here && lane == 0) lse[at] = softmax.top[0][half] * a.scale + logf(sum);
+#pragma unroll
+      for (int piece = 0; piece < D / 8; piece += 4) {
+        std::uint32_t x[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+          x[i] = pack_bfloat16(out[0][piece + i][half * 2] * share,
+                               out[0][piece + i][half * 2 + 1] * share);
+        gather_piece(x);
+        const int column = (piece + lane) * 8;
+        if (here && column < a.dim)
+          *reinterpret_cast<uint4*>(y + at * a.dim + column) = {x[0], x[1], x[2], x[3]};
+      }
+    }
+  }
+};
 
 /// Forward with products of warp groups and bulk copies.
 template <int D>
 __global__ void __launch_bounds__(HopperCut<D>::threads, 1)
-    attention_hopper_kernel(AttentionShape a, const bfloat16* q,
+    attention_hopper_kernel(AttentionShape a, HopperItems items, const bfloat16* q,
                             const __grid_constant__ KeyMaps maps, bfloat16* y, float* lse) {
   if constexpr (has_hopper_instructions) {
-    using Cut = HopperCut<D>;
-    auto& shared = *panel_memory<HopperForwardShared<D>>();
-    const int kv_head = int(blockIdx.y), begin = int(gridDim.x - 1 - blockIdx.x) * Cut::rows;
-    const QueryTile tile(a, HeadsOfKey(a, kv_head), begin, Cut::rows);
-    if (tile.size <= 0) return;
-    const int group = int(threadIdx.x) / Cut::group_threads - 1;
-    load_panels<D>(shared.q, tile, a.dim, q);
-    shared.ring.begin(a, tile);
-    if (group < 0) {
-      keep_registers<40>();
-      if (threadIdx.x < warp_size) copy_keys<D>(shared.ring, maps, kv_head);
-    } else {
-      take_registers<232>();
-      attend<D>(shared, a, tile, group, y, lse);
-    }
+    attend<D>(
+        *panel_memory<HopperForwardRing<D>>(), a, items, q, maps,
+        [](const QueryTile&, int, int, int) {}, HopperForward<D>(a, y, lse));
   } else {
     refuse();
   }
@@ -79,10 +99,10 @@ template <int D>
 void launch_attention_hopper(CudaBackend<bfloat16>& backend, const AttentionPlan<bfloat16>& plan,
                              const bfloat16* q, KeyValue<const bfloat16> kv, bfloat16* y,
                              float* lse) {
-  using Cut = HopperCut<D>;
-  launch(backend.stream(), attention_hopper_kernel<D>,
-         dim3(plan.query_tiles(Cut::rows), plan.used_kv_heads()), Cut::threads,
-         sizeof(HopperForwardShared<D>) + panel_alignment, plan.shape(), q, key_maps(kv), y, lse);
+  const HopperItems items(plan, HopperCut<D>::rows, 0);
+  launch(backend.stream(), attention_hopper_kernel<D>, items.blocks(backend.multiprocessors()),
+         HopperCut<D>::threads, sizeof(HopperForwardRing<D>) + panel_alignment, plan.shape(), items,
+         q, key_maps(kv), y, lse);
 }
 
 }  // namespace dflash::cuda

@@ -1,194 +1,280 @@
 #pragma once
 
+#include <algorithm>
+
 #include "dflash/core/attention_rule.hpp"
-#include "dflash/cuda/attention_tile.cuh"
-#include "dflash/cuda/hopper.cuh"
+#include "dflash/cuda/attention_hopper_tile.cuh"
 
 namespace dflash::cuda {
 
-/// Whether this device and problem are some that the kernel for Hopper can do.
-inline bool hopper_attends(const AttentionShape& a) {
-  static const bool hopper = [] {
-    int device = 0;
-    cudaDeviceProp properties;
-    cuda_expects(cudaGetDevice(&device), "the CUDA device");
-    cuda_expects(cudaGetDeviceProperties(&properties, device), "the CUDA device");
-    return properties.major == 9;
-  }();
-  return hopper && a.vectors && a.dim <= 128;
-}
-
-/// How attention is cut on Hopper, for a head of up to D elements: one warp copies tiles a few
-/// turns ahead, two groups of four warps compute 64 rows each.
+/// One tile of query rows: what its planners tell the others.
 template <int D>
-struct HopperCut {
-  static constexpr int tile = 64, groups = 2, rows = groups * tile;
-  static constexpr int group_threads = 4 * warp_size, threads = (1 + groups) * group_threads;
-  static constexpr int panels = D / 64, panel = 64 * 64;  // elements of 64 rows and columns
-  static constexpr int tile_size = panels * panel;
+struct HopperWork {
+  using Cut = HopperCut<D>;
+  bool exists;
+  QueryTile queries;
+  TileKeys<Cut::rows> rows;
+  WarpKeys group_keys[Cut::groups][2];
 };
 
-/// The tensors of keys and values, for bulk copies.
-struct KeyMaps {
-  TensorMap k_context, v_context, k_block, v_block;
+/// The tiles of query rows of all key/value heads, which blocks of threads take in turn: the first
+/// by their number, then whichever `next` counts.
+struct HopperItems {
+  int tiles, kv_heads;
+  int* next;
+
+  HopperItems(const AttentionPlan<bfloat16>& plan, int rows, int kernel)
+      : tiles(int(plan.query_tiles(rows))),
+        kv_heads(int(plan.used_kv_heads())),
+        next(plan.counter(kernel)) {}
+  /// As many as run at once: what is computed does not depend on it.
+  unsigned blocks(int multiprocessors) const {
+    return unsigned(std::min(tiles * kv_heads, multiprocessors));
+  }
 };
 
-/// The way of keys and values from the warp that copies them to the groups.
-template <int D>
+/// Which of a pair's two right factors keys must be cleared where no row sees them: weights of 0
+/// take them times 0, but they may be no numbers.
+enum class Cleared { keys, values };
+
+/// The way of keys and values to the groups that compute. A block of threads does one tile of query
+/// rows after the other; planners and copies are a tile or a few stages ahead.
+template <int D, int stages_, Cleared cleared>
 struct KeyRing {
   using Cut = HopperCut<D>;
-  static constexpr int stages = 4;
+  using Work = HopperWork<D>;
+  static constexpr int stages = stages_, planners = 2, planners_barrier = 1;
+  using Place = RingPlace<stages>;
+  using WorkPlace = RingPlace<2>;
   struct Stage {
     bfloat16 k[Cut::tile_size], v[Cut::tile_size];
   };
+  bfloat16 q[2][Cut::groups * Cut::tile_size];
   Stage stage[stages];
-  Barrier k_here[stages], v_here[stages], free[stages], partial;
+  /// `copied` is for the warp that clears: a tile has been copied that needs it, or does not.
+  Barrier here[stages], copied[stages], free[stages];
+  Barrier planned[2], q_here[2], done[2];
   KeyTile tile[stages];
-  TileKeys<Cut::rows> row_keys;
   KeyTiles<Cut::tile> tiles;
-  WarpKeys group_keys[Cut::groups][2];
+  Work work[2];
+  int next_item;
 
-  /// All threads of the block call it; the last barrier in it lets the roles begin.
-  __device__ void begin(const AttentionShape& a, const QueryTile& queries) {
-    row_keys.fill(a, queries);
-    if (threadIdx.x == 0) {
-      for (int i = 0; i < stages; ++i) {
-        begin_barrier(k_here[i], 1);
-        begin_barrier(v_here[i], 1);
-        begin_barrier(free[i], Cut::groups * Cut::group_threads);
-      }
-      begin_barrier(partial, 1);
-      fence_barriers();
+  /// One thread of the block calls it; a block barrier must follow.
+  __device__ void begin() {
+    for (int i = 0; i < stages; ++i) {
+      begin_barrier(here[i], 1);
+      begin_barrier(copied[i], 1);
+      begin_barrier(free[i], Cut::groups * Cut::group_warps + 1);
     }
-    fence_async();
-    __syncthreads();
-    const int group = int(threadIdx.x) / Cut::group_threads - 1;
-    if (threadIdx.x / warp_size == 0) tiles.start(row_keys);
-    if (group >= 0 && int(threadIdx.x) % Cut::group_threads < warp_size)
-      fill_warp_keys(group_keys[group], row_keys.seen, queries, group * Cut::tile, Cut::tile);
-    __syncthreads();
+    for (int i = 0; i < 2; ++i) {
+      begin_barrier(planned[i], planners * warp_size);
+      begin_barrier(q_here[i], planners * warp_size);
+      begin_barrier(done[i], Cut::groups * Cut::group_warps + 2);
+    }
+  }
+
+  /// The warp that copies.
+  __device__ __forceinline__ void copy(const KeyMaps& maps, const AttentionShape& a) {
+    Place place;
+    for (WorkPlace now;; now.advance()) {
+      wait(planned[now.at], now.parity);
+      const Work& w = work[now.at];
+      if (!w.exists) return;
+      const int kv_head = w.queries.kv_head(a);
+      tiles.start(w.rows);
+      for (int turn = 0;; ++turn) {
+        const KeyTile found = tiles[turn];
+        // The first round finds the stages free: as if the phase before the first had ended.
+        wait(free[place.at], place.parity ^ 1);
+        if (lane_index() == 0) begin_copy(place.at, found, maps, kv_head);
+        place.advance();
+        if (!found.exists()) break;
+        tiles.find(turn + 2, w.rows);
+      }
+      arrive_as_warp(done[now.at]);
+    }
+  }
+
+  /// The warp that puts zeros where no row sees a key.
+  __device__ __forceinline__ void clear() {
+    Place place;
+    for (WorkPlace now;; now.advance()) {
+      wait(planned[now.at], now.parity);
+      if (!work[now.at].exists) return;
+      for (bool more = true; more; place.advance()) {
+        wait(copied[place.at], place.parity);
+        const KeyTile found = tile[place.at];
+        more = found.exists();
+        if (more && partial(found)) {
+          clear_unseen(cleared == Cleared::keys ? stage[place.at].k : stage[place.at].v, found);
+          fence_async();
+          arrive_as_warp(here[place.at]);
+        }
+        arrive_as_warp(free[place.at]);
+      }
+      arrive_as_warp(done[now.at]);
+    }
+  }
+
+  /// The warps that plan, together. `load` brings what a work needs beside q to its place, 0 or 1.
+  template <class Load>
+  __device__ __forceinline__ void plan(const AttentionShape& a, const HopperItems& items,
+                                       const bfloat16* all_q, Load load) {
+    constexpr int threads = planners * warp_size;
+    const int thread = int(threadIdx.x) % threads, count = items.tiles * items.kv_heads;
+    WorkPlace now;
+    for (int item = int(blockIdx.x); item < count; item = take_next(items.next, thread, threads)) {
+      // Tiles further back see more keys: they go first, so that all multiprocessors end together.
+      const int tile = items.tiles - 1 - item % items.tiles;
+      const QueryTile queries(a, HeadsOfKey(a, item / items.tiles), tile * Cut::rows, Cut::rows);
+      if (queries.size <= 0) continue;
+      Work& w = work[now.at];
+      wait(done[now.at], now.parity ^ 1);
+      if (thread == 0) w.exists = true, w.queries = queries;
+      w.rows.fill(a, queries, {}, 0, thread, threads);
+      sync_some(planners_barrier, threads);
+      fill_warp_keys(w.group_keys[thread / warp_size], w.rows.seen, queries,
+                     thread / warp_size * Cut::tile, Cut::tile);
+      arrive(planned[now.at]);
+      load_panels<D>(q[now.at], queries, a.dim, all_q, thread, threads);
+      copy_async_commit();
+      copy_async_wait<0>();
+      fence_async();
+      arrive(q_here[now.at]);
+      load(queries, now.at, thread, threads);
+      now.advance();
+    }
+    wait(done[now.at], now.parity ^ 1);
+    if (thread == 0) work[now.at].exists = false;
+    arrive(planned[now.at]);
+  }
+
+ private:
+  __device__ __forceinline__ int take_next(int* next, int thread, int threads) {
+    if (thread == 0) next_item = int(gridDim.x) + atomicAdd(next, 1);
+    sync_some(planners_barrier, threads);
+    const int item = next_item;
+    sync_some(planners_barrier, threads);
+    return item;
+  }
+
+  static __device__ bool partial(const KeyTile& t) {
+    return t.first > t.start || t.stop < t.start + Cut::tile;
+  }
+
+  __device__ __forceinline__ void begin_copy(int at, const KeyTile& found, const KeyMaps& maps,
+                                             int kv_head) {
+    tile[at] = found;
+    const bool some = partial(found);
+    if (!found.exists() || !some) arrive(copied[at]);
+    if (!found.exists()) return arrive(here[at]);
+    Barrier& landed = some ? copied[at] : here[at];
+    arrive_expecting(landed, sizeof stage[at]);
+    copy_panels<D>(stage[at].k, found.own ? maps.k_block : maps.k_context, landed, kv_head,
+                   found.start);
+    copy_panels<D>(stage[at].v, found.own ? maps.v_block : maps.v_context, landed, kv_head,
+                   found.start);
+  }
+
+  static __device__ __forceinline__ void clear_unseen(bfloat16* rows, const KeyTile& t) {
+    constexpr int chunks = Cut::panels * 8;
+    const int first = t.first - t.start, stop = t.stop - t.start;
+    for (int i = lane_index(); i < Cut::tile * chunks; i += warp_size) {
+      const int row = i / chunks, chunk = i % chunks;
+      if (row >= first && row < stop) continue;
+      char* const panel = reinterpret_cast<char*>(rows + chunk / 8 * Cut::panel);
+      *reinterpret_cast<EightElements*>(panel + swizzled(row, chunk % 8)) = EightElements{};
+    }
   }
 };
 
-/// Query rows as panels, by all threads of the block.
-template <int D>
-__device__ __forceinline__ void load_panels(bfloat16* to, const QueryTile& tile, int dim,
-                                            const bfloat16* from) {
-  using Cut = HopperCut<D>;
-  constexpr int chunks = D / 8;
-  for (int i = int(threadIdx.x); i < Cut::rows * chunks; i += Cut::threads) {
-    const int row = i / chunks, chunk = i % chunks, group = row / Cut::tile;
-    EightElements eight = {};
-    if (row < tile.size && chunk * 8 < dim)
-      eight = *reinterpret_cast<const EightElements*>(from + tile.source(row) * dim + chunk * 8);
-    char* const panel =
-        reinterpret_cast<char*>(to + group * Cut::tile_size + chunk / 8 * Cut::panel);
-    *reinterpret_cast<EightElements*>(panel + swizzled(row % Cut::tile, chunk % 8)) = eight;
-  }
-}
-
-/// Zeros, by one warp, in keys or values that no row sees: their weight is 0, but they may be no
-/// numbers.
-template <int D>
-__device__ __forceinline__ void clear_unseen(bfloat16* values, const KeyTile& tile) {
-  using Cut = HopperCut<D>;
-  constexpr int chunks = Cut::panels * 8;
-  const int first = tile.first - tile.start, stop = tile.stop - tile.start;
-  for (int i = lane_index(); i < Cut::tile * chunks; i += warp_size) {
-    const int row = i / chunks, chunk = i % chunks;
-    if (row >= first && row < stop) continue;
-    char* const panel = reinterpret_cast<char*>(values + chunk / 8 * Cut::panel);
-    *reinterpret_cast<EightElements*>(panel + swizzled(row, chunk % 8)) = EightElements{};
-  }
-}
-
-/// Begins to copy 64 rows, panel by panel.
-template <int D>
-__device__ __forceinline__ void copy_panels(bfloat16* to, const TensorMap& map, Barrier& landed,
-                                            int head, int row) {
-  using Cut = HopperCut<D>;
-  for (int p = 0; p < Cut::panels; ++p)
-    copy_panel(to + p * Cut::panel, map, landed, p * 64, head, row);
-}
-
-/// The warp that copies: tile after tile into the stage that both groups are done with.
-template <int D>
-__device__ __forceinline__ void copy_keys(KeyRing<D>& ring, const KeyMaps& maps, int kv_head) {
-  using Cut = HopperCut<D>;
-  constexpr unsigned bytes = Cut::tile_size * sizeof(bfloat16);
-  unsigned partial_tiles = 0;
-  for (int turn = 0;; ++turn) {
-    const int at = turn % KeyRing<D>::stages;
-    const KeyTile tile = ring.tiles[turn];
-    // The first round finds the stages free: as if the phase before the first had ended.
-    wait(ring.free[at], unsigned(turn / KeyRing<D>::stages % 2) ^ 1);
-    auto& stage = ring.stage[at];
-    const bool partial = tile.first > tile.start || tile.stop < tile.start + Cut::tile;
-    if (lane_index() == 0) {
-      ring.tile[at] = tile;
-      if (!tile.exists()) {
-        arrive(ring.k_here[at]);
+/// A group's way over the tiles of keys that some of its rows see, from the ring's `place` to the
+/// end of this work. While `body` turns the scores of one tile into weights, the weights of the one
+/// before multiply what it has there.
+template <class Ring, class Body>
+__device__ __forceinline__ void walk(Ring& ring, const WarpKeys (&keys)[2],
+                                     typename Ring::Place& place, Body& body) {
+  typename Ring::Place before;
+  bool weights_left = false;  // of the tile at `before`
+  const auto release = [&](const typename Ring::Place& p) { arrive_as_warp(ring.free[p.at]); };
+  const auto begin_scores = [&] {
+    begin_group_products();
+    body.begin_scores(ring, place);
+    commit_group_products();
+  };
+  const auto begin_sum = [&] {
+    begin_group_products();
+    body.begin_sum(ring, before);
+    commit_group_products();
+  };
+  for (bool more = true; more; place.advance()) {
+    wait(ring.here[place.at], place.parity);
+    const KeyTile now = ring.tile[place.at];
+    more = now.exists();
+    if (more && keys[now.own ? 1 : 0].sees(now)) {
+      begin_scores();
+      if (weights_left) {
+        begin_sum();
+        body.template weigh<1>(now, keys);
+        body.end_sum();
+        release(before);
       } else {
-        const TensorMap& k = tile.own ? maps.k_block : maps.k_context;
-        const TensorMap& v = tile.own ? maps.v_block : maps.v_context;
-        if (partial) {
-          arrive_expecting(ring.partial, 2 * bytes);
-          copy_panels<D>(stage.k, k, ring.partial, kv_head, tile.start);
-          copy_panels<D>(stage.v, v, ring.partial, kv_head, tile.start);
-        } else {
-          arrive_expecting(ring.k_here[at], bytes);
-          copy_panels<D>(stage.k, k, ring.k_here[at], kv_head, tile.start);
-          arrive_expecting(ring.v_here[at], bytes);
-          copy_panels<D>(stage.v, v, ring.v_here[at], kv_head, tile.start);
-        }
+        body.template weigh<0>(now, keys);
       }
+      body.round();
+      before = place;
+      weights_left = true;
+      continue;
     }
-    if (!tile.exists()) return;
-    __syncwarp();
-    ring.tiles.find(turn + 2, ring.row_keys);
-    if (!partial) continue;
-    wait(ring.partial, partial_tiles++ % 2);
-    clear_unseen<D>(stage.k, tile);
-    clear_unseen<D>(stage.v, tile);
-    fence_async();
-    __syncwarp();
-    if (lane_index() == 0) {
-      arrive(ring.k_here[at]);
-      arrive(ring.v_here[at]);
+    if (!more) body.end_scores();
+    if (weights_left) {  // before others wait for its place
+      begin_sum();
+      body.end_sum();
+      release(before);
+      weights_left = false;
     }
+    release(place);
   }
 }
 
-/// The products of a group's rows and those of a tile.
-template <int D>
-__device__ __forceinline__ void multiply_panels(float (&score)[8][4], const bfloat16* a,
-                                                const bfloat16* b) {
+/// A group of warps that computes, work after work.
+template <int D, class Ring, class Body>
+__device__ __forceinline__ void compute(Ring& ring, int group, Body& body) {
   using Cut = HopperCut<D>;
-  begin_group_products();
-#pragma unroll
-  for (int column = 0; column < D; column += 16) {
-    const int at = column / 64 * Cut::panel + column % 64;
-    multiply_group(score, describe(a + at), describe(b + at));
+  const int first = group * Cut::tile + warp_index() % Cut::group_warps * 16;
+  typename Ring::Place place;
+  for (typename Ring::WorkPlace now;; now.advance()) {
+    wait(ring.planned[now.at], now.parity);
+    const auto& work = ring.work[now.at];
+    if (!work.exists) return;
+    wait(ring.q_here[now.at], now.parity);
+    body.begin(work, now.at, ring.q[now.at] + group * Cut::tile_size, group, first);
+    walk(ring, work.group_keys[group], place, body);
+    body.end(work.queries, first);
+    arrive_as_warp(ring.done[now.at]);
   }
-  finish_group_products(score);
 }
 
-/// y += p v, for the rows v of a tile.
-template <int D>
-__device__ __forceinline__ void multiply_values(float (&y)[D / 8][4],
-                                                const std::uint32_t (&p)[1][4][4],
-                                                const bfloat16* v) {
-  using Cut = HopperCut<D>;
-  begin_group_products();
-#pragma unroll
-  for (int k = 0; k < Cut::tile / 16; ++k)
-    multiply_group_columns(y, p[0][k], describe(v + k * 16 * 64, Cut::panel * 2));
-  finish_group_products(y);
-}
-
-inline KeyMaps key_maps(const KeyValue<const bfloat16>& kv) {
-  return {tensor_map(kv.k_context, 64, 1), tensor_map(kv.v_context, 64, 1),
-          tensor_map(kv.k_block, 64, 1), tensor_map(kv.v_block, 64, 1)};
+/// What all threads of a block do: four warps copy, clear and plan, the others compute.
+template <int D, class Ring, class Load, class Body>
+__device__ __forceinline__ void attend(Ring& ring, const AttentionShape& a,
+                                       const HopperItems& items, const bfloat16* q,
+                                       const KeyMaps& maps, Load load, Body body) {
+  if (threadIdx.x == 0) {
+    ring.begin();
+    fence_barriers();
+  }
+  __syncthreads();
+  const int warp = warp_index(), group = warp / HopperCut<D>::group_warps - 1;
+  if (group < 0) {
+    keep_registers<72>();
+    if (warp == 0) return ring.copy(maps, a);
+    if (warp == 1) return ring.clear();
+    ring.plan(a, items, q, load);
+  } else {
+    take_registers<216>();
+    compute<D>(ring, group, body);
+  }
 }
 
 }  // namespace dflash::cuda

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 
 #include "dflash/core/attention_rule.hpp"
 #include "dflash/cuda/attention_tile.cuh"
@@ -120,10 +121,10 @@ __device__ __forceinline__ void store_key_gradient(const float* staged, int whic
 /// are.
 __device__ __forceinline__ KeyRange pairs_of_part(const KeyGradientTile& tile,
                                                   const KeyGradientParts& parts, KeyRange pairs,
-                                                  int kv_head) {
+                                                  int kv_head, int kv_heads) {
   if (parts.most == 1 || tile.own) return pairs;
   if (tile.part == 0 && blockIdx.z == 0 && threadIdx.x == 0)
-    parts.counts[tile.index * int(gridDim.y) + kv_head] =
+    parts.counts[tile.index * kv_heads + kv_head] =
         (pairs.end - pairs.begin + parts.rows - 1) / parts.rows;
   const int begin = min(pairs.end, pairs.begin + tile.part * parts.rows);
   return {begin, min(pairs.end, begin + parts.rows)};
@@ -142,7 +143,8 @@ __global__ void __launch_bounds__(KeyGradientCut<D>::threads, 2)
   const int kv_head = int(blockIdx.y), column = int(blockIdx.z) * Cut::columns;
   const int warp_key = int(threadIdx.x) / warp_size * 16;
   const KeyGradientTile tile(a, int(blockIdx.y), int(blockIdx.x), Cut::keys, parts.most);
-  const KeyRange pairs = pairs_of_part(tile, parts, tile.pairs(a, shared.warp_blocks), kv_head);
+  const KeyRange pairs =
+      pairs_of_part(tile, parts, tile.pairs(a, shared.warp_blocks), kv_head, int(gridDim.y));
   if (pairs.begin >= pairs.end) return;
   if (threadIdx.x == 0) shared.key_tile = tile;
 
@@ -213,23 +215,39 @@ __global__ void __launch_bounds__(KeyGradientCut<D>::threads, 2)
   }
 }
 
-/// dkv += the sum of the parts, of one key, head and column a thread.
-template <int D, int Keys>
+/// dkv += the sum of the parts, of one key, head and `each` columns a thread.
+template <int D, int Keys, int each>
 __global__ void add_key_gradients_kernel(AttentionShape a, KeyGradientParts parts,
                                          int used_kv_heads, KeyValue<bfloat16> dkv) {
-  const index_t i = index_t(blockIdx.x) * blockDim.x + threadIdx.x;
-  const int column = int(i % a.dim), kv_head = int(i / a.dim % used_kv_heads);
-  const index_t key = i / a.dim / used_kv_heads;
+  struct alignas(4 * each) Floats {
+    float x[each];
+  };
+  struct alignas(2 * each) Elements {
+    bfloat16 x[each];
+  };
+  const int columns = a.dim / each, i = int(blockIdx.x) * int(blockDim.x) + int(threadIdx.x);
+  const int column = i % columns * each, kv_head = i / columns % used_kv_heads;
+  const int key = i / columns / used_kv_heads;
   if (key >= a.context_rows) return;
   const int count = parts.counts[key / Keys * used_kv_heads + kv_head];
   if (count == 0) return;
+#pragma unroll
   for (int which = 0; which < 2; ++which) {
-    float sum = 0;
-    for (int part = 0; part < count; ++part)
-      sum += parts.at(part, which, a, int(key), kv_head, D)[column];
-    bfloat16& to = (which == 0 ? dkv.k_context : dkv.v_context)
-                       .data[(key * a.kv_heads + kv_head) * a.dim + column];
-    to = bfloat16(float(to) + sum);
+    Floats sum = {};
+#pragma unroll 4
+    for (int part = 0; part < count; ++part) {
+      const Floats more =
+          *reinterpret_cast<const Floats*>(parts.at(part, which, a, key, kv_head, D) + column);
+#pragma unroll
+      for (int j = 0; j < each; ++j) sum.x[j] += more.x[j];
+    }
+    const View<bfloat16, 3>& all = which == 0 ? dkv.k_context : dkv.v_context;
+    Elements& to = *reinterpret_cast<Elements*>(
+        all.data + (index_t(key) * a.kv_heads + kv_head) * a.dim + column);
+    Elements result = to;
+#pragma unroll
+    for (int j = 0; j < each; ++j) result.x[j] = bfloat16(float(result.x[j]) + sum.x[j]);
+    to = result;
   }
 }
 
@@ -262,10 +280,13 @@ class KeyGradientWork {
   void add_up(CudaBackend<bfloat16>& backend, const AttentionPlan<bfloat16>& plan,
               const KeyValue<bfloat16>& dkv) const {
     const AttentionShape& a = plan.shape();
-    if (parts_.most > 1)
-      launch(backend.stream(), add_key_gradients_kernel<D, Keys>,
-             blocks_for(index_t(a.context_rows) * plan.used_kv_heads() * a.dim, 256), 256, 0, a,
-             parts_, int(plan.used_kv_heads()), dkv);
+    if (parts_.most == 1) return;
+    const auto add = [&](auto each) {
+      launch(backend.stream(), add_key_gradients_kernel<D, Keys, each.value>,
+             blocks_for(index_t(a.context_rows) * plan.used_kv_heads() * a.dim / each.value, 256),
+             256, 0, a, parts_, int(plan.used_kv_heads()), dkv);
+    };
+    a.vectors ? add(std::integral_constant<int, 4>()) : add(std::integral_constant<int, 1>());
   }
 
  private:

@@ -66,8 +66,10 @@ struct AttentionShape {
 };
 
 [[maybe_unused]] static __global__ void plan_attention_kernel(BlockMask mask, SeenKeys* seen,
-                                                              BlockKeys* blocks) {
+                                                              BlockKeys* blocks, int* counters,
+                                                              int counter_count) {
   const index_t row = index_t(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (row < counter_count) counters[row] = 0;
   if (row >= mask.blocks() * mask.block_size) return;
   const index_t block = row / mask.block_size, offset = row % mask.block_size;
   const Range context = mask.context(block, offset), own = mask.own(block, offset);
@@ -85,7 +87,8 @@ class AttentionPlan {
   AttentionPlan(CudaBackend<T>& backend, In<T, 3> q, const KeyValue<const T>& kv,
                 const AttentionRule& rule, std::initializer_list<const T*> others)
       : seen_(backend.template allocate<SeenKeys>(q.shape[0])),
-        blocks_(backend.template allocate<BlockKeys>(rule.mask.blocks())) {
+        blocks_(backend.template allocate<BlockKeys>(rule.mask.blocks())),
+        counters_(backend.template allocate<int>(counter_count)) {
     const BlockMask& mask = rule.mask;
     const index_t rows = q.shape[0], heads = q.shape[1], dim = q.shape[2];
     expects(rows == mask.blocks() * mask.block_size && mask.begin.shape[0] == mask.blocks(),
@@ -117,7 +120,7 @@ class AttentionPlan {
     expects(own <= kv.k_block.shape[0], "attention: the rows of a block are not there");
     used_kv_heads_ = heads > 0 ? rule.heads.kv(heads - 1) + 1 : 0;
     launch(backend.stream(), plan_attention_kernel, blocks_for(rows, 128), 128, 0, mask,
-           seen_.data(), blocks_.data());
+           seen_.data(), blocks_.data(), counters_.data(), counter_count);
   }
 
   const AttentionShape& shape() const { return shape_; }
@@ -128,16 +131,28 @@ class AttentionPlan {
     return blocks_for(index_t(shape_.block_count) * shape_.block_size * count, each);
   }
 
-  /// How many tasks of KeyGradientTile there are.
+  /// How many tasks of KeyGradientTile there are: of the context's keys, and of the blocks' own.
+  unsigned context_tasks(index_t each, index_t parts) const {
+    return blocks_for(shape_.context_rows, each) * unsigned(parts);
+  }
+  unsigned own_tasks(index_t each) const {
+    return blocks_for(index_t(shape_.own_end - shape_.own_begin) * shape_.block_size, each);
+  }
   unsigned key_tiles(index_t each, index_t parts) const {
-    const index_t own = index_t(shape_.own_end - shape_.own_begin) * shape_.block_size;
-    return blocks_for(shape_.context_rows, each) * unsigned(parts) +
-           (own > 0 ? blocks_for(own, each) : 0);
+    return context_tasks(each, parts) + own_tasks(each);
+  }
+
+  /// A number that is 0 until a kernel changes it, one for each that hands out its work in turn.
+  int* counter(int which) const {
+    expects(which < counter_count, "attention: too many kernels of one plan");
+    return counters_.data() + which;
   }
 
   static constexpr index_t largest_head = 256;
 
  private:
+  static constexpr int counter_count = 3;
+
   static bool aligned(std::initializer_list<const T*> pointers) {
     for (const T* p : pointers)
       if (reinterpret_cast<std::uintptr_t>(p) % 16 != 0) return false;
@@ -146,6 +161,7 @@ class AttentionPlan {
 
   typename CudaBackend<T>::template Buffer<SeenKeys> seen_;
   typename CudaBackend<T>::template Buffer<BlockKeys> blocks_;
+  mutable typename CudaBackend<T>::template Buffer<int> counters_;
   AttentionShape shape_ = {};
   index_t used_kv_heads_ = 0;
 };

@@ -33,27 +33,29 @@ struct QueryGradientCut {
 /// has an lse of -infinity; any finite number serves it.
 __device__ __forceinline__ float base_of(float lse) { return lse == -INFINITY ? 0 : lse * log2_e; }
 
-/// Scores become the probabilities 2^(scale score - lse), and dp becomes p (dp - delta), 0 where p
+/// Scores become the probabilities 2^(scale score - base), and dp becomes p (dp - mean), 0 where p
 /// is.
 template <int M, int N>
 __device__ __forceinline__ void softmax_backward(Accumulator<M, N>& p, Accumulator<M, N>& dp,
-                                                 float scale, const float* lse,
-                                                 const float* delta) {
+                                                 float scale, const float (&base)[M][2],
+                                                 const float (&mean)[M][2]) {
 #pragma unroll
   for (int m = 0; m < M; ++m)
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int row = m * 16 + half * 8 + lane_index() / 4;
-      const float base = lse[row], mean = delta[row];
+    for (int n = 0; n < N; ++n)
 #pragma unroll
-      for (int n = 0; n < N; ++n)
+      for (int i = 0; i < 4; ++i) {
+        const float weight = exp2_fast(p[m][n][i] * scale - base[m][i / 2]);
+        float& d = dp[m][n][i];
+        d = weight != 0 ? weight * (d - mean[m][i / 2]) : 0;
+      }
+}
+
+/// A number for each of the rows of a warp's accumulator that this lane holds.
+template <int M>
+__device__ __forceinline__ void of_rows(const float* all, float (&to)[M][2]) {
 #pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          const float weight = exp2_fast(p[m][n][half * 2 + i] * scale - base);
-          float& d = dp[m][n][half * 2 + i];
-          d = weight != 0 ? weight * (d - mean) : 0;
-        }
-    }
+  for (int i = 0; i < 2 * M; ++i) to[i / 2][i % 2] = all[i * 8 + lane_index() / 4];
 }
 
 /// dq += scale (p (dy v^T - delta)) k: one block per tile of query rows and key/value head, over
@@ -112,7 +114,10 @@ __global__ void __launch_bounds__(QueryGradientCut<D>::threads, 2)
     multiply_rows<D, M, N>(p, shared.q + first * tile_stride<D>, stage.k);
     multiply_rows<D, M, N>(dp, shared.dy + first * tile_stride<D>, stage.v);
     if (!keys.sees_all(now, Cut::keys)) hide<M, N>(p, shared.tile.seen + first, now);
-    softmax_backward<M, N>(p, dp, scale, shared.lse + first, shared.delta + first);
+    float base[M][2], mean[M][2];
+    of_rows<M>(shared.lse + first, base);
+    of_rows<M>(shared.delta + first, mean);
+    softmax_backward<M, N>(p, dp, scale, base, mean);
     std::uint32_t ds[M][N / 2][4];
     round_to_left<M, N>(dp, ds);
     multiply_columns<D, M, N / 2, D / 8>(sum, ds, stage.k);

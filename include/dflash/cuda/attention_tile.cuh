@@ -49,6 +49,9 @@ struct QueryTile {
   }
   /// The query row of pair i. Exact: the argument is at least 1 / (2 heads) away from an integer.
   __device__ int row_of(int i) const { return row + int((float(rest + i) + 0.5f) * inverse); }
+  __device__ int kv_head(const AttentionShape& a) const {
+    return (heads.first + a.first_head) / a.group - a.first_head / a.group;
+  }
   /// Which of all (query row, head) pair i is.
   __device__ index_t source(int i) const {
     const int r = row_of(i);
@@ -101,11 +104,11 @@ struct TileKeys {
   BlockKeys blocks[Rows];  // of the tile's blocks
   int block_count;
 
-  /// Every thread of the block calls it; a barrier must follow. Of the keys, one part; the blocks'
-  /// own belong to the first.
+  /// Every thread of the block calls it, or each of `threads`; a barrier of them must follow. Of
+  /// the keys, one part; the blocks' own belong to the first.
   __device__ void fill(const AttentionShape& a, const QueryTile& tile, KeyParts parts = {},
-                       int part = 0) {
-    for (int i = int(threadIdx.x); i < Rows; i += int(blockDim.x)) {
+                       int part = 0, int thread = int(threadIdx.x), int threads = int(blockDim.x)) {
+    for (int i = thread; i < Rows; i += threads) {
       const int row = tile.row_of(min(i, tile.size - 1));
       SeenKeys keys = a.seen[row];
       if (parts.keys > 0) {
@@ -115,12 +118,12 @@ struct TileKeys {
       seen[i] = keys;
     }
     const int first = tile.row / a.block_size, last = tile.row_of(tile.size - 1) / a.block_size;
-    for (int i = int(threadIdx.x); i <= last - first; i += int(blockDim.x)) {
+    for (int i = thread; i <= last - first; i += threads) {
       BlockKeys keys = a.blocks[first + i];
       keys.seen = parts.cut(keys.seen, keys.base, part);
       blocks[i] = keys;
     }
-    if (threadIdx.x == 0) block_count = last - first + 1;
+    if (thread == 0) block_count = last - first + 1;
   }
 };
 
@@ -193,7 +196,16 @@ class KeyTiles {
   template <int Rows>
   __device__ void start(const TileKeys<Rows>& rows) {
     const WarpKeys own = keys_of_rows(rows.seen, Rows, true);
+    int begin = 0, end = 0;
+    for_each(rows, [&](BlockKeys b) {
+      if (!b.sees(INT_MIN, INT_MAX)) return;
+      begin = max(begin, b.seen.begin);
+      end = max(end, b.seen.end);
+    });
+    begin = warp_max(begin), end = warp_max(end);
     if (threadIdx.x % warp_size == 0) {
+      last_begin_ = begin;
+      last_end_ = end;
       from_ = INT_MIN;
       own_from_ = own.any_begin;
       own_end_ = own.any_end;
@@ -230,6 +242,7 @@ class KeyTiles {
   template <int Rows>
   __device__ KeyTile next_context(const TileKeys<Rows>& rows) const {
     const int from = from_;
+    if (from >= last_begin_ && from <= last_end_ - Keys) return {from, from, from + Keys, false};
     int start = INT_MAX;
     for_each(rows, [&](BlockKeys b) {
       if (b.sees(from, INT_MAX)) start = min(start, max(from, aligned(b)));
@@ -261,6 +274,7 @@ class KeyTiles {
 
   KeyTile tiles_[3];
   int from_, own_from_, own_end_;
+  int last_begin_, last_end_;  // of what the blocks see: between them no block's keys begin
   bool context_left_;
 };
 

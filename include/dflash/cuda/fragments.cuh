@@ -107,6 +107,9 @@ __device__ __forceinline__ void round_to_left(const Accumulator<M, N>& c,
 struct alignas(16) EightElements {
   bfloat16 x[8];
 };
+struct alignas(16) FourFloats {
+  float x[4];
+};
 
 /// Begins to fill a tile with Rows rows; `row(i)` is where row i lies, null for zeros. Columns
 /// behind `dim` become zero. `vectors` says whether rows may be read 16 bytes at a time.
@@ -158,6 +161,73 @@ __device__ __forceinline__ void add_tile(const float* staged, int stride, int di
 #pragma unroll
     for (int j = 0; j < 8; ++j) sum.x[j] = bfloat16(float(sum.x[j]) + scale * from[j]);
     to = sum;
+  }
+}
+
+/// Each of the four lanes of a row has a part of four pieces and gets all parts of one, the piece
+/// with its number among them.
+template <class T>
+__device__ __forceinline__ void gather_piece(T (&x)[4]) {
+  const auto exchange = [&](int lanes, T& low, T& high) {
+    const bool upper = (lane_index() & lanes) != 0;
+    const T got = __shfl_xor_sync(whole_warp, upper ? low : high, lanes);
+    (upper ? low : high) = got;
+  };
+  exchange(1, x[0], x[1]);
+  exchange(1, x[2], x[3]);
+  exchange(2, x[0], x[2]);
+  exchange(2, x[1], x[3]);
+}
+
+/// Eight neighbouring columns of a lane's row, those of piece first + lane % 4.
+template <int M, int N>
+__device__ __forceinline__ void gather_columns(const Accumulator<M, N>& c, int m, int half,
+                                               int first, float (&to)[8]) {
+  float even[4], odd[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    even[i] = c[m][first + i][half * 2];
+    odd[i] = c[m][first + i][half * 2 + 1];
+  }
+  gather_piece(even);
+  gather_piece(odd);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) to[2 * i] = even[i], to[2 * i + 1] = odd[i];
+}
+
+/// to += scale * the row of an accumulator that this lane shares with three others, as far as it
+/// has columns; null for a row that is not there. Its address is a multiple of 16 bytes.
+template <int M, int N>
+__device__ __forceinline__ void add_columns(const Accumulator<M, N>& c, int half, float scale,
+                                            bfloat16* to, int columns) {
+#pragma unroll
+  for (int piece = 0; piece < N; piece += 4) {
+    const int column = (piece + lane_index() % 4) * 8;
+    float x[8];
+    gather_columns<M, N>(c, 0, half, piece, x);
+    if (to == nullptr || column >= columns) continue;
+    EightElements& place = *reinterpret_cast<EightElements*>(to + column);
+    EightElements sum = place;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) sum.x[i] = bfloat16(float(sum.x[i]) + scale * x[i]);
+    place = sum;
+  }
+}
+
+/// to = scale * such a row, of all columns.
+template <int M, int N>
+__device__ __forceinline__ void store_columns(const Accumulator<M, N>& c, int half, float scale,
+                                              float* to) {
+#pragma unroll
+  for (int piece = 0; piece < N; piece += 4) {
+    float x[8];
+    gather_columns<M, N>(c, 0, half, piece, x);
+    if (to == nullptr) continue;
+    FourFloats* const place = reinterpret_cast<FourFloats*>(to + (piece + lane_index() % 4) * 8);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) x[i] *= scale;
+    place[0] = {{x[0], x[1], x[2], x[3]}};
+    place[1] = {{x[4], x[5], x[6], x[7]}};
   }
 }
 

@@ -121,25 +121,46 @@ __device__ __forceinline__ std::uint64_t describe(const void* panel, unsigned st
 __device__ __forceinline__ void begin_group_products() {
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 }
-/// Waits for all products of the group. Until then nobody may touch c.
-template <int N>
-__device__ __forceinline__ void finish_group_products(float (&c)[N][4]) {
-  asm volatile("wgmma.commit_group.sync.aligned;\nwgmma.wait_group.sync.aligned 0;" ::: "memory");
+/// What follows begins when x is known: the compiler would rather compute it behind a later wait,
+/// when nothing is under way beside it.
+__device__ __forceinline__ void settle(float x) {
+  asm volatile(
+      "{\n.reg .pred p;\n"
+      "setp.nan.f32 p, %0, %0;\n"
+      "@p fence.acq_rel.cta;\n}" ::"f"(x)
+      : "memory");
+}
+
+/// Closes a group of products: all that began since the last.
+__device__ __forceinline__ void commit_group_products() {
+  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+/// Waits until all but the newest `pending` groups of products have ended, those of c among them.
+/// Until then nobody may touch c, nor write to factors in registers.
+template <int pending, int N>
+__device__ __forceinline__ void wait_group_products(float (&c)[N][4]) {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(pending) : "memory");
 #pragma unroll
   for (int n = 0; n < N; ++n)  // keeps uses of c behind the wait
     asm volatile("" : "+f"(c[n][0]), "+f"(c[n][1]), "+f"(c[n][2]), "+f"(c[n][3])::"memory");
 }
 
+/// The description of what lies so many bytes behind.
+__device__ __forceinline__ std::uint64_t behind(std::uint64_t description, unsigned bytes) {
+  return description + (bytes >> 4);
+}
+
 // A product's registers must be listed one by one.
 // clang-format off
-/// Begins c += a b^T by a group of four warps, 16 rows each, which hold c as multiply_add does.
-/// Both are described panels.                                a (64, 16)  b (64, 16)
+/// Begins c += a b^T, or c = a b^T, by a group of four warps, 16 rows each, which hold c as
+/// multiply_add does. Both are described panels.             a (64, 16)  b (64, 16)
+template <bool add>
 __device__ __forceinline__ void multiply_group(float (&c)[8][4], std::uint64_t a, std::uint64_t b) {
   asm volatile(
       "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
       "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
       "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
-      "%32, %33, 1, 1, 1, 0, 0;"
+      "%32, %33, %34, 1, 1, 0, 0;"
       : "+f"(c[0][0]), "+f"(c[0][1]), "+f"(c[0][2]), "+f"(c[0][3]),
         "+f"(c[1][0]), "+f"(c[1][1]), "+f"(c[1][2]), "+f"(c[1][3]),
         "+f"(c[2][0]), "+f"(c[2][1]), "+f"(c[2][2]), "+f"(c[2][3]),
@@ -148,7 +169,27 @@ __device__ __forceinline__ void multiply_group(float (&c)[8][4], std::uint64_t a
         "+f"(c[5][0]), "+f"(c[5][1]), "+f"(c[5][2]), "+f"(c[5][3]),
         "+f"(c[6][0]), "+f"(c[6][1]), "+f"(c[6][2]), "+f"(c[6][3]),
         "+f"(c[7][0]), "+f"(c[7][1]), "+f"(c[7][2]), "+f"(c[7][3])
-      : "l"(a), "l"(b));
+      : "l"(a), "l"(b), "n"(add ? 1 : 0));
+}
+
+/// The same, each warp with its own a, as multiply_add takes it.
+template <bool add>
+__device__ __forceinline__ void multiply_group(float (&c)[8][4], const std::uint32_t (&a)[4],
+                                               std::uint64_t b) {
+  asm volatile(
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
+      "{%32, %33, %34, %35}, %36, %37, 1, 1, 0;"
+      : "+f"(c[0][0]), "+f"(c[0][1]), "+f"(c[0][2]), "+f"(c[0][3]),
+        "+f"(c[1][0]), "+f"(c[1][1]), "+f"(c[1][2]), "+f"(c[1][3]),
+        "+f"(c[2][0]), "+f"(c[2][1]), "+f"(c[2][2]), "+f"(c[2][3]),
+        "+f"(c[3][0]), "+f"(c[3][1]), "+f"(c[3][2]), "+f"(c[3][3]),
+        "+f"(c[4][0]), "+f"(c[4][1]), "+f"(c[4][2]), "+f"(c[4][3]),
+        "+f"(c[5][0]), "+f"(c[5][1]), "+f"(c[5][2]), "+f"(c[5][3]),
+        "+f"(c[6][0]), "+f"(c[6][1]), "+f"(c[6][2]), "+f"(c[6][3]),
+        "+f"(c[7][0]), "+f"(c[7][1]), "+f"(c[7][2]), "+f"(c[7][3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(add ? 1 : 0));
 }
 
 /// Begins c += a b, each warp with its own a, as multiply_add takes it.       b (16, 64)

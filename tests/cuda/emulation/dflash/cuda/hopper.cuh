@@ -212,89 +212,125 @@ struct Described {
 
 /// One product under way: what this thread's rows of a are, and where b lies.
 struct GroupProduct {
-  bool columns;
+  bool add, columns, a_described;
   std::uint64_t a, b;
   std::array<std::array<float, 16>, 2> rows;  // of a, if it was in registers
 };
 /// The products under way for one accumulator of a thread, and what it held before them.
-struct GroupProducts {
-  const void* accumulator = nullptr;
-  std::vector<float> before;
+struct Accumulation {
+  float* accumulator;
+  std::vector<float> sums;
   std::vector<GroupProduct> products;
+
+  std::size_t size_bytes() const { return sums.size() * sizeof(float); }
+  /// Computes them, watched: their factors are the kernel's memory.
+  void land() {
+    const unsigned warp = threadIdx.x / 32 % 4, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    for (const GroupProduct& product : products) {
+      const Described b(product.b);
+      auto rows = product.rows;
+      if (product.a_described)
+        for (unsigned half = 0; half < 2; ++half)
+          for (unsigned k = 0; k < 16; ++k)
+            rows[half][k] = Described(product.a).of_row(16 * warp + g + 8 * half, k);
+      if (!product.add) sums.assign(sums.size(), 0.0f);
+      for (unsigned n = 0; n < sums.size() / 4; ++n)
+        for (unsigned j = 0; j < 2; ++j)
+          for (unsigned k = 0; k < 16; ++k) {
+            const unsigned column = 8 * n + 2 * t + j;
+            const float y = product.columns ? b.of_column(k, column) : b.of_row(column, k);
+            sums[4 * n + j] += rows[0][k] * y;
+            sums[4 * n + 2 + j] += rows[1][k] * y;
+          }
+    }
+    std::memcpy(accumulator, sums.data(), size_bytes());
+  }
 };
-inline GroupProducts& products_of_thread() {
-  static thread_local std::array<GroupProducts, 1024> all;
-  return all[threadIdx.x];
+/// The groups of products that a thread has under way; the newest is still open.
+inline std::vector<std::vector<Accumulation>>& products_of_thread() {
+  static thread_local std::array<std::vector<std::vector<Accumulation>>, 1024> all;
+  auto& groups = all[threadIdx.x];
+  if (groups.empty()) groups.emplace_back();
+  return groups;
 }
 
 template <int N>
 void add_product(float (&c)[N][4], const GroupProduct& product) {
   const cuda_emulation::Unwatched unwatched;
-  GroupProducts& all = products_of_thread();
-  if (all.products.empty()) {
-    all.accumulator = &c;
-    all.before.assign(&c[0][0], &c[0][0] + 4 * N);
-    cuda_emulation::poison(&c, sizeof c);
+  auto& groups = products_of_thread();
+  for (std::size_t i = 0; i < groups.size(); ++i)
+    for (Accumulation& accumulation : groups[i]) {
+      if (accumulation.accumulator != &c[0][0]) continue;
+      if (i + 1 != groups.size())
+        throw cuda_emulation::Misuse("products of a group: their sum is still under way");
+      return accumulation.products.push_back(product);
+    }
+  groups.back().push_back({&c[0][0], {&c[0][0], &c[0][0] + 4 * N}, {product}});
+  cuda_emulation::poison(&c, sizeof c);
+}
+
+/// The factor in registers that the four lanes of a row hold together.
+inline std::array<std::array<float, 16>, 2> left_rows(const std::uint32_t (&a)[4]) {
+  struct Given {
+    std::uint32_t a[4];
+  } mine;
+  std::memcpy(mine.a, a, sizeof mine.a);
+  const cuda_emulation::Gathered all(~0u, &mine, sizeof mine, "a product of a group");
+  std::array<std::array<float, 16>, 2> rows;
+  for (unsigned part = 0; part < 4; ++part) {
+    const auto from = all.from<Given>(cuda_emulation::lane() / 4 * 4 + part);
+    for (unsigned half = 0; half < 2; ++half)
+      for (unsigned k = 0; k < 2; ++k) {
+        rows[half][2 * part + k] = element(from.a[half], k);
+        rows[half][8 + 2 * part + k] = element(from.a[2 + half], k);
+      }
   }
-  if (all.accumulator != &c)
-    throw cuda_emulation::Misuse("products of a group: two accumulators at once");
-  all.products.push_back(product);
+  return rows;
 }
 
 }  // namespace detail
 
 inline void begin_group_products() {}
-template <int N>
-void finish_group_products(float (&c)[N][4]) {
-  std::vector<detail::GroupProduct> products;
+inline void settle(float) {}
+inline void commit_group_products() {
+  const cuda_emulation::Unwatched unwatched;
+  detail::products_of_thread().emplace_back();
+}
+template <int pending, int N>
+void wait_group_products(float (&c)[N][4]) {
+  std::vector<std::vector<detail::Accumulation>> ended;
   {
     const cuda_emulation::Unwatched unwatched;
-    detail::GroupProducts& all = detail::products_of_thread();
-    if (all.accumulator != &c || all.products.empty())
-      throw cuda_emulation::Misuse("finish_group_products: no product of this accumulator");
-    std::memcpy(&c, all.before.data(), sizeof c);
-    products.swap(all.products);
-    all.accumulator = nullptr;
+    auto& groups = detail::products_of_thread();
+    if (!groups.back().empty())
+      throw cuda_emulation::Misuse("wait_group_products: products that were not committed");
+    while (groups.size() > pending + 1) {
+      ended.push_back(std::move(groups.front()));
+      groups.erase(groups.begin());
+    }
+    for (const auto& group : groups)
+      for (const detail::Accumulation& accumulation : group)
+        if (accumulation.accumulator == &c[0][0])
+          throw cuda_emulation::Misuse("wait_group_products: c is still under way");
   }
-  const unsigned warp = threadIdx.x / 32 % 4, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-  for (const detail::GroupProduct& product : products) {
-    const detail::Described b(product.b);
-    auto rows = product.rows;
-    if (!product.columns)
-      for (unsigned half = 0; half < 2; ++half)
-        for (unsigned k = 0; k < 16; ++k)
-          rows[half][k] = detail::Described(product.a).of_row(16 * warp + g + 8 * half, k);
-    for (unsigned n = 0; n < N; ++n)
-      for (unsigned j = 0; j < 2; ++j)
-        for (unsigned k = 0; k < 16; ++k) {
-          const unsigned column = 8 * n + 2 * t + j;
-          const float y = product.columns ? b.of_column(k, column) : b.of_row(column, k);
-          c[n][j] += rows[0][k] * y;
-          c[n][2 + j] += rows[1][k] * y;
-        }
-  }
+  for (auto& group : ended)
+    for (detail::Accumulation& accumulation : group) accumulation.land();
+}
+inline std::uint64_t behind(std::uint64_t description, unsigned bytes) {
+  return description + (bytes >> 4);
 }
 
-inline void multiply_group(float (&c)[8][4], std::uint64_t a, std::uint64_t b) {
-  detail::add_product(c, {false, a, b, {}});
+template <bool add>
+void multiply_group(float (&c)[8][4], std::uint64_t a, std::uint64_t b) {
+  detail::add_product(c, {add, false, true, a, b, {}});
+}
+template <bool add>
+void multiply_group(float (&c)[8][4], const std::uint32_t (&a)[4], std::uint64_t b) {
+  detail::add_product(c, {add, false, false, 0, b, detail::left_rows(a)});
 }
 template <int N>
 void multiply_group_columns(float (&c)[N][4], const std::uint32_t (&a)[4], std::uint64_t b) {
-  struct Given {
-    std::uint32_t a[4];
-  } mine;
-  std::memcpy(mine.a, a, sizeof mine.a);
-  const cuda_emulation::Gathered all(~0u, &mine, sizeof mine, "multiply_group_columns");
-  detail::GroupProduct product{true, 0, b, {}};
-  for (unsigned part = 0; part < 4; ++part) {
-    const auto from = all.from<Given>(cuda_emulation::lane() / 4 * 4 + part);
-    for (unsigned half = 0; half < 2; ++half)
-      for (unsigned k = 0; k < 2; ++k) {
-        product.rows[half][2 * part + k] = detail::element(from.a[half], k);
-        product.rows[half][8 + 2 * part + k] = detail::element(from.a[2 + half], k);
-      }
-  }
-  detail::add_product(c, product);
+  detail::add_product(c, {true, true, false, 0, b, detail::left_rows(a)});
 }
 
 }  // namespace dflash::cuda

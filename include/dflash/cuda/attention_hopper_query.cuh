@@ -1,0 +1,121 @@
+#pragma once
+
+#include <algorithm>
+
+#include "dflash/core/attention_rule.hpp"
+#include "dflash/cuda/attention_hopper_ring.cuh"
+#include "dflash/cuda/attention_query_gradient.cuh"
+
+namespace dflash::cuda {
+
+template <int D>
+struct HopperQueryShared {
+  using Cut = HopperCut<D>;
+  bfloat16 dy[Cut::groups * Cut::tile_size];
+  KeyRing<D, 3, Cleared::keys> ring;
+  Barrier dy_here, dy_free;
+  float base[Cut::rows], delta[Cut::rows];
+};
+
+/// What a group of warps computes of dq of 64 rows.
+template <int D>
+struct HopperQueryGradient {
+  static constexpr int N = HopperCut<D>::tile / 8;
+  const AttentionShape& a;
+  HopperQueryShared<D>& shared;
+  bfloat16* dq;
+  const SeenKeys* seen = nullptr;              // of the warp's rows
+  const bfloat16 *q = nullptr, *dy = nullptr;  // of the group's
+  float base[1][2], delta[1][2];
+  Accumulator<1, D / 8> sum;
+  Accumulator<1, N> p, dp;  // p: scores first
+  std::uint32_t ds[1][N / 2][4];
+
+  __device__ HopperQueryGradient(const AttentionShape& shape, HopperQueryShared<D>& memory,
+                                 bfloat16* to)
+      : a(shape), shared(memory), dq(to) {}
+  __device__ __forceinline__ void begin(const HopperWork<D>& work, int at, const bfloat16* rows,
+                                        int group, int first) {
+    seen = work.rows.seen + first;
+    q = rows;
+    dy = shared.dy + group * HopperCut<D>::tile_size;
+    wait(shared.dy_here, unsigned(at));
+    of_rows<1>(shared.base + first, base);
+    of_rows<1>(shared.delta + first, delta);
+    clear<1, D / 8>(sum);
+  }
+  template <class Ring>
+  __device__ __forceinline__ void begin_scores(Ring& ring, const typename Ring::Place& place) {
+    multiply_panels<D>(p[0], q, ring.stage[place.at].k);
+    multiply_panels<D>(dp[0], dy, ring.stage[place.at].v);
+  }
+  template <int pending>
+  __device__ __forceinline__ void weigh(const KeyTile& now, const WarpKeys (&keys)[2]) {
+    wait_group_products<pending>(p[0]);
+    wait_group_products<pending>(dp[0]);
+    if (!keys[now.own ? 1 : 0].sees_all(now, HopperCut<D>::tile)) hide<1, N>(p, seen, now);
+    softmax_backward<1, N>(p, dp, a.scale * log2_e, base, delta);
+    settle(dp[0][0][0] + dp[0][N - 1][3]);
+  }
+  template <class Ring>
+  __device__ __forceinline__ void begin_sum(Ring& ring, const typename Ring::Place& place) {
+    multiply_values<D>(sum[0], ds, ring.stage[place.at].k);
+  }
+  __device__ __forceinline__ void end_scores() { arrive_as_warp(shared.dy_free); }
+  __device__ __forceinline__ void end_sum() { wait_group_products<0>(sum[0]); }
+  __device__ __forceinline__ void round() { round_to_left<1, N>(dp, ds); }
+
+  __device__ __forceinline__ void end(const QueryTile& tile, int first) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = first + half * 8 + lane_index() / 4;
+      const bool here = row < tile.size;
+      add_columns<1, D / 8>(sum, half, a.scale, here ? dq + tile.source(row) * a.dim : nullptr,
+                            a.dim);
+    }
+  }
+};
+
+/// dq with products of warp groups and bulk copies.
+template <int D>
+__global__ void __launch_bounds__(HopperCut<D>::threads, 1)
+    query_gradient_hopper_kernel(AttentionShape a, HopperItems items, const bfloat16* q,
+                                 const __grid_constant__ KeyMaps maps, const float* lse,
+                                 const float* delta, const bfloat16* dy, bfloat16* dq) {
+  if constexpr (has_hopper_instructions) {
+    auto& shared = *panel_memory<HopperQueryShared<D>>();
+    if (threadIdx.x == 0) {
+      begin_barrier(shared.dy_here, shared.ring.planners * warp_size);
+      begin_barrier(shared.dy_free, HopperCut<D>::groups * HopperCut<D>::group_warps);
+    }
+    const auto load = [&](const QueryTile& rows, int at, int thread, int threads) {
+      wait(shared.dy_free, unsigned(at) ^ 1);
+      load_panels<D>(shared.dy, rows, a.dim, dy, thread, threads);
+      for (int i = thread; i < HopperCut<D>::rows; i += threads) {
+        const index_t row = rows.source(min(i, rows.size - 1));
+        shared.base[i] = base_of(lse[row]);
+        shared.delta[i] = delta[row];
+      }
+      copy_async_commit();
+      copy_async_wait<0>();
+      fence_async();
+      arrive(shared.dy_here);
+    };
+    attend<D>(shared.ring, a, items, q, maps, load, HopperQueryGradient<D>(a, shared, dq));
+  } else {
+    refuse();
+  }
+}
+
+template <int D>
+void launch_query_gradient_hopper(CudaBackend<bfloat16>& backend,
+                                  const AttentionPlan<bfloat16>& plan, const bfloat16* q,
+                                  KeyValue<const bfloat16> kv, const float* lse, const float* delta,
+                                  const bfloat16* dy, bfloat16* dq) {
+  const HopperItems items(plan, HopperCut<D>::rows, 1);
+  launch(backend.stream(), query_gradient_hopper_kernel<D>, items.blocks(backend.multiprocessors()),
+         HopperCut<D>::threads, sizeof(HopperQueryShared<D>) + panel_alignment, plan.shape(), items,
+         q, key_maps(kv), lse, delta, dy, dq);
+}
+
+}  // namespace dflash::cuda
