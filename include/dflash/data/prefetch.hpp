@@ -14,8 +14,9 @@
 namespace dflash {
 
 /// Makes the items of a sequence ahead of their use, on a thread of its own: make(first), ...,
-/// make(end - 1), in that order. One waits to be taken while the one after it is made. What make
-/// uses outlives this and is safe to use from two threads, as datasets and `shard` are.
+/// make(end - 1), in that order. An item is made while the one before it is used, so that there are
+/// never more than two. What make uses outlives this and is safe to use from two threads, as
+/// datasets and `shard` are.
 template <class Make>
 class Prefetch {
  public:
@@ -51,6 +52,10 @@ class Prefetch {
  private:
   void work(index_t i) noexcept {
     for (; i < end_; ++i) {
+      std::unique_lock lock(mutex_);
+      changed_.wait(lock, [&] { return stopping_ || !item_; });
+      if (stopping_) return;
+      lock.unlock();
       std::optional<Item> made;
       std::exception_ptr error;
       try {
@@ -58,9 +63,7 @@ class Prefetch {
       } catch (...) {
         error = std::current_exception();
       }
-      std::unique_lock lock(mutex_);
-      changed_.wait(lock, [&] { return stopping_ || !item_; });
-      if (stopping_) return;
+      lock.lock();
       item_ = std::move(made);
       error_ = error;
       lock.unlock();
