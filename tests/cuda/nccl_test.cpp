@@ -10,7 +10,8 @@
 #include "dflash/cuda/elementwise.cuh"
 #include "dflash/cuda/sum_of_parts.cuh"
 
-// NcclCommunicator between ranks that are threads, through the emulated seam.
+// NcclCommunicator between ranks that are threads: through the emulated seam, or compiled by nvcc,
+// as gpu_nccl_test, with NCCL itself and as many ranks as there are GPUs.
 
 using namespace dflash;
 using namespace std::chrono_literals;
@@ -20,41 +21,70 @@ using B = CudaBackend<float>;
 static_assert(CommunicatorFor<Nccl, B>);
 static_assert(CommunicatorFor<Nccl, CudaBackend<bfloat16>>);
 
+namespace {
+
+int most_ranks() {
+#if defined(__CUDACC__)
+  int gpus = 0;
+  cudaGetDeviceCount(&gpus);
+  return gpus;
+#else
+  return 4;
+#endif
+}
+
+/// body(host) on every rank, each with its own GPU.
+template <class Body>
+void run_ranks(int ranks, Body body, ThreadOptions options = {}) {
+  ThreadCommunicator::run(
+      ranks,
+      [&](ThreadCommunicator host) {
+#if defined(__CUDACC__)
+        cuda_expects(cudaSetDevice(host.rank()), "the rank's GPU");
+#endif
+        body(std::move(host));
+      },
+      options);
+}
+
+}  // namespace
+
 TEST_CASE("ranks that hold a GPU each are ranks of a communicator") {
   for (const int ranks : {1, 2, 3, 4}) {
+    if (ranks > most_ranks()) continue;
     CAPTURE(ranks);
     communicator_suite::check_communicator<B>([&](auto body) {
-      ThreadCommunicator::run(ranks, [&](ThreadCommunicator host) { body(Nccl(std::move(host))); },
-                              {.time_out = 60s});
+      run_ranks(ranks, [&](ThreadCommunicator host) { body(Nccl(std::move(host))); },
+                {.time_out = 60s});
     });
   }
 }
 
-TEST_CASE("a sum is the same in rounds") {
-  ThreadCommunicator::run(3, [](ThreadCommunicator host) {
+TEST_CASE("a sum is the same in rounds" * doctest::skip(most_ranks() < 3)) {
+  run_ranks(3, [](ThreadCommunicator host) {
     Nccl comm(std::move(host), {.scratch_bytes = 3 * 4 * 7});
     communicator_suite::check_sums<B, float>(comm);
     communicator_suite::check_sums<B, double>(comm);
   });
 }
 
-TEST_CASE("a rank that stalls is named, and the job ends") {
+TEST_CASE("a rank that stalls is named, and the job ends" * doctest::skip(most_ranks() < 3)) {
   std::string text;
   try {
-    ThreadCommunicator::run(3,
-                            [](ThreadCommunicator host) {
-                              const int rank = host.rank();
-                              Nccl comm(std::move(host), {.time_out = 1500ms});
-                              B backend;
-                              Tensor<B, float, 1> x(backend, {1000});
-                              fill(backend, x.view(), 1);
-                              comm.all_reduce_sum(backend, x.view());
-                              if (rank == 1) std::this_thread::sleep_for(4500ms);
-                              comm.all_reduce_sum(backend, x.view());
-                              backend.synchronize();
-                              comm.barrier();
-                            },
-                            {.time_out = 2s});
+    run_ranks(3,
+              [](ThreadCommunicator host) {
+                const int rank = host.rank();
+                Nccl comm(std::move(host), {.time_out = 1500ms});
+                B backend;
+                Tensor<B, float, 1> x(backend, {1000});
+                fill(backend, x.view(), 1);
+                comm.all_reduce_sum(backend, x.view());
+                if (rank == 1) std::this_thread::sleep_for(4500ms);
+                comm.all_reduce_sum(backend, x.view());
+                backend.synchronize();
+                comm.barrier();
+              },
+              {.time_out = 2s});
   } catch (const Error& error) {
     text = error.what();
   }

@@ -104,8 +104,8 @@ class NcclCommunicator {
         part.host_.rank(), part.host_.size(), group_->watchdog(),
         [&](ncclComm_t* comm, ncclConfig_t* config) {
           return ncclCommSplit(group_->comm(), color, rank(), comm, config);
-        });
-    group_->settle("ncclCommSplit");
+        },
+        group_.get());
     return part;
   }
 

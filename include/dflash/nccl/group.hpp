@@ -20,15 +20,19 @@ namespace dflash::detail {
 /// under way is waited for with a time-out.
 class NcclGroup {
  public:
-  /// `make(comm, config)` starts the making of the communicator.
+  /// `make(comm, config)` starts the making of the communicator, a part of `parent` if there is
+  /// one.
   NcclGroup(int rank, int size, std::shared_ptr<NcclWatchdog> watchdog,
-            const std::function<ncclResult_t(ncclComm_t*, ncclConfig_t*)>& make)
+            const std::function<ncclResult_t(ncclComm_t*, ncclConfig_t*)>& make,
+            const NcclGroup* parent = nullptr)
       : rank_(rank), size_(size), watchdog_(std::move(watchdog)) {
     ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
     config.blocking = 0;
     cuda_expects(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "a CUDA stream");
     try {
-      nccl_expects(make(&comm_, &config), "NCCL's start");
+      watchdog_->call([&] { nccl_expects(make(&comm_, &config), "NCCL's start"); });
+      // A part exists once its parent has done its share, which writes comm_ until then.
+      if (parent != nullptr) parent->settle("ncclCommSplit");
       settle("NCCL's start");
     } catch (...) {
       if (comm_ != nullptr) ncclCommAbort(comm_);
@@ -62,7 +66,7 @@ class NcclGroup {
         NcclWatchdog::clock::now() + std::chrono::duration<double>(watchdog_->time_out());
     for (int turn = 0;; ++turn) {
       ncclResult_t state = ncclSuccess;
-      nccl_expects(ncclCommGetAsyncError(comm_, &state), what);
+      watchdog_->call([&] { nccl_expects(ncclCommGetAsyncError(comm_, &state), what); });
       if (state != ncclInProgress) return nccl_expects(state, what);
       if (NcclWatchdog::clock::now() > end)
         throw Error(std::string(what) + ": rank " + std::to_string(rank_) + " of " +
@@ -78,16 +82,18 @@ class NcclGroup {
   /// Sends and receives of `messages()` as one piece of work of this group's stream.
   template <class Messages>
   void together(const char* collective, Messages&& messages) const {
-    nccl_expects(ncclGroupStart(), collective);
-    messages();
-    nccl_expects(ncclGroupEnd(), collective);
+    watchdog_->call([&] {
+      nccl_expects(ncclGroupStart(), collective);
+      messages();
+      nccl_expects(ncclGroupEnd(), collective);
+    });
     settle(collective);
   }
 
  private:
   bool finalized() const {
     try {
-      nccl_expects(ncclCommFinalize(comm_), "NCCL's end");
+      watchdog_->call([&] { nccl_expects(ncclCommFinalize(comm_), "NCCL's end"); });
       settle("NCCL's end");
       return true;
     } catch (const Error&) {

@@ -67,11 +67,18 @@ class NcclWatchdog {
     return std::erase(comms_, comm) > 0;
   }
 
-  /// Counts a collective that begins. Throws if the job has failed.
-  void begin() {
+  /// Makes calls to NCCL, one thread at a time: the watchdog calls it too, and the state of a
+  /// communicator is not safe to read and change at once. Throws if the job has failed: its
+  /// communicators are gone then.
+  template <class Calls>
+  void call(Calls&& calls) {
     std::lock_guard lock(mutex_);
     if (!failure_.empty()) throw Error(failure_);
-    ++number_;
+    calls();
+  }
+  /// Counts a collective that begins. Throws if the job has failed.
+  void begin() {
+    call([&] { ++number_; });
   }
   /// A collective is over once `done` is reached.
   void started(const char* collective, std::shared_ptr<CudaMark> done) {

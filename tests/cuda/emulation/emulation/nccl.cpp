@@ -25,6 +25,10 @@ struct Comm {
   bool stopping = false;
   std::thread driver = std::thread([this] { drive(); });
 
+  // A part that was asked for: its handle is written when this one is next found to be done.
+  std::unique_ptr<Comm> part;
+  Comm** part_handle = nullptr;
+
   ~Comm() {
     {
       std::lock_guard lock(mutex);
@@ -105,12 +109,19 @@ ncclResult_t ncclCommInitRankConfig(ncclComm_t* comm, int ranks, ncclUniqueId id
 ncclResult_t ncclCommSplit(ncclComm_t comm, int color, int key, ncclComm_t* part,
                            ncclConfig_t* config) {
   if (config->blocking != 0 || color < 0) return ncclInvalidArgument;
-  *part = new Comm(comm->link->split(color, key));
+  *part = nullptr;
+  comm->part_handle = part;
+  comm->part = std::make_unique<Comm>(comm->link->split(color, key));
   return ncclInProgress;
 }
 
 ncclResult_t ncclCommGetAsyncError(ncclComm_t comm, ncclResult_t* state) {
+  if (comm == nullptr) return ncclInvalidArgument;
   *state = comm->link->state();
+  if (*state == ncclSuccess && comm->part != nullptr) {
+    *comm->part_handle = comm->part.release();
+    *state = ncclInProgress;
+  }
   return ncclSuccess;
 }
 
