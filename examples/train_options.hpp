@@ -221,7 +221,7 @@ struct TrainOptions {
             .sample_blocks = std::min(num_anchors, sample_tokens),
             .bytes = dflash::NumberBytes::of<Device::Backend>(),
             .stored_bytes = stored_bytes,
-            .chunk_rows = loss.chunk_rows,
+            .chunk_rows = loss.rows_at_once<Device::Backend>(),
             .tensor_parallel = tensor_parallel,
             .tied_head = dflash::has_tied_head(target_file),
             .float8_head = device.float8_head()};

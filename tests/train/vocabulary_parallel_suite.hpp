@@ -123,7 +123,7 @@ void check_loss(C& world, index_t degree, const Problem& problem, const LossOpti
   if (degree == 1) CHECK(gradient == expected_gradient);
 
   std::vector<std::vector<index_t>> brought;
-  const index_t limit = std::max<index_t>(1, options.chunk_rows / degree);
+  const index_t limit = std::max<index_t>(1, options.rows_at_once<B>() / degree);
   for (index_t rank = 0; rank < degree; ++rank) brought.push_back(chunk_rows(problem, rank, limit));
   CHECK(group.communicator().traffic() - before ==
         vocabulary_parallel_loss_traffic(group.share(), problem.width, brought,

@@ -31,6 +31,7 @@ requires(std::same_as<T, float> || std::same_as<T, bfloat16>) class CudaBackend 
   using value_type = T;
   using accumulator_type = float;
   static constexpr bool host_memory = false;
+  static constexpr index_t head_rows = 4096;  // how many linear_cross_entropy likes to have
   template <class U>
   using Buffer = CachedBuffer<U>;
 

@@ -72,7 +72,7 @@ class WholeHead {
       : backend_(&backend), head_(&head), vocabulary_(vocabulary) {}
 
   index_t vocabulary() const { return vocabulary_; }
-  index_t chunk_rows(const LossOptions& options) const { return options.chunk_rows; }
+  index_t chunk_rows(const LossOptions& options) const { return options.rows_at_once<B>(); }
   /// How often it wants to be called; without rows once the chunks are used up.
   index_t rounds(std::span<const LossChunk> chunks) { return index_t(chunks.size()); }
 

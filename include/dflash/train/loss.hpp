@@ -32,16 +32,28 @@ inline LossType loss_type_named(const std::string& name) {
 
 struct LossOptions {
   LossType type = LossType::plain;
-  double gamma = 0;           // plain: slot k weighs exp(-(k - 1) / gamma); off unless above 0
-  double dpace_alpha = 0.5;   // D-PACE: 0 trusts the draft's confidence as it is, 1 ignores it
-  index_t chunk_rows = 1024;  // supervised rows that the head takes at once, in whole blocks
+  double gamma = 0;          // plain: slot k weighs exp(-(k - 1) / gamma); off unless above 0
+  double dpace_alpha = 0.5;  // D-PACE: 0 trusts the draft's confidence as it is, 1 ignores it
+  index_t chunk_rows = 0;    // supervised rows that the head takes at once, in whole blocks; 0:
+                             // as many as suit the backend
 
   /// Error if an option is out of range.
   void check() const {
     if (!(dpace_alpha >= 0 && dpace_alpha <= 1))
       throw Error("dpace_alpha must be in [0, 1], got " + number_text(dpace_alpha));
-    if (chunk_rows < 1)
-      throw Error("the loss's chunk must have at least 1 row, got " + std::to_string(chunk_rows));
+    if (chunk_rows < 0)
+      throw Error("the loss's chunk must not have fewer than 0 rows, got " +
+                  std::to_string(chunk_rows));
+  }
+
+  /// chunk_rows of a backend: its head_rows if it has a wish.
+  template <class B>
+  index_t rows_at_once() const {
+    if (chunk_rows > 0) return chunk_rows;
+    if constexpr (requires { B::head_rows; })
+      return B::head_rows;
+    else
+      return 1024;
   }
 
   bool dpace() const { return type != LossType::plain; }

@@ -35,7 +35,7 @@ class SplitHead {
 
   index_t vocabulary() const { return head_.total; }
   index_t chunk_rows(const LossOptions& options) const {
-    return std::max<index_t>(1, options.chunk_rows / group_->size());
+    return std::max<index_t>(1, options.rows_at_once<B>() / group_->size());
   }
 
   /// Tells the others how many rows this rank brings in each round, and their labels.
