@@ -5,8 +5,9 @@
 // (medians); what making a batch takes alone; the share of the device's bf16 peak that the products
 // reach; and the memory in use.
 //   training_step_cuda [--steps 10] [--layers 5] [--head-rows N] [--peak-tflops 989] [S anchors]...
-// Without sizes: S 768, 3072, 32768 with 256 and 512 anchors. `--longest` finds the longest S that
-// fits with 256 anchors; `--profile` lets a profiler see one more step of each size (ncu
+// Without sizes: S 768, 3072, 32768 with 256 and 512 anchors. `--longest [S]` finds the longest S,
+// from there on, that fits with 256 anchors and no batch made ahead; `--profile` lets a profiler
+// see one more step of each size (ncu
 // --profile-from-start off).
 
 #include <cuda_profiler_api.h>
@@ -146,7 +147,7 @@ class Trainer {
         block_(attention_, config_.shape),
         model_(block_, config_),
         weights_(backend_, config_),
-        gradients_(zero_gradients(backend_, config_)),
+        gradients_(backend_, config_),
         embedding_(backend_, {config_.vocabulary, config_.shape.hidden}),
         head_(backend_, {config_.vocabulary, config_.shape.hidden}) {
     for (std::size_t i = 0; i < weights_.slots().size(); ++i) {
@@ -179,11 +180,9 @@ class Trainer {
     const auto lap = [&](double Times::*phase) {
       if (times == nullptr) return;
       backend_.synchronize();
-      times->*phase += milliseconds_since(last);
+      times->*phase = milliseconds_since(last);
       last = std::chrono::steady_clock::now();
     };
-    fill(backend_, gradients_.flat(), 0);
-    lap(&Times::backward);
     const Batch<B> batch = batches.next();
     lap(&Times::wait);
     typename Model::Saved saved;
@@ -194,7 +193,8 @@ class Trainer {
         draft_loss(backend_, head_.view(), saved.output.view(), batch.labels, batch.weights,
                    config_.block_size, batch.samples, loss_options_, doutput.view());
     lap(&Times::head);
-    model_.backward(weights_, batch, saved, doutput.view(), gradients_);
+    model_.backward(weights_, batch, saved, doutput.view(), gradients_, IgnoreBuckets{},
+                    Result::written);
     lap(&Times::backward);
     optimizer_->step(weights_.flat(), gradients_.flat(), 1e-4, loss.denominator);
     lap(&Times::optimizer);
@@ -216,10 +216,15 @@ class Trainer {
   std::unique_ptr<AdamW<B>> optimizer_;
 };
 
+/// Of the device's memory, beyond what was in use when this was first called.
 double gibibytes_in_use() {
-  std::size_t free = 0, total = 0;
-  cuda_expects(cudaMemGetInfo(&free, &total), "the device's memory");
-  return double(total - free) / double(1 << 30);
+  const auto used = [] {
+    std::size_t free = 0, total = 0;
+    cuda_expects(cudaMemGetInfo(&free, &total), "the device's memory");
+    return double(total - free) / double(1 << 30);
+  };
+  static const double before = used();
+  return used() - before;
 }
 
 /// Milliseconds and bytes of features of making one batch, nothing else going on.
@@ -281,15 +286,23 @@ void show(Trainer& trainer, const MadeUpSample& sample, index_t anchors) {
   cuda_expects(cudaProfilerStop(), "the profiler");
 }
 
-/// The largest S, in steps of an eighth, of which steps do not run out of memory.
-void find_longest(index_t layers, const LossOptions& loss_options) {
+/// A batch when it is asked for, none ahead.
+struct OneByOne {
+  Trainer& trainer;
+  const MadeUpSample& sample;
+  Batch<B> next() { return trainer.batch(sample, 256, 0); }
+};
+
+/// The largest S from `rows` on, in steps of a sixteenth, of which steps do not run out of memory.
+void find_longest(index_t rows, index_t layers, const LossOptions& loss_options) {
   index_t longest = 0;
-  for (index_t rows = 32768;; rows += std::max<index_t>(rows / 8, 1)) {
+  for (;; rows += std::max<index_t>(rows / 16, 1)) {
     try {
       Trainer trainer(layers, loss_options);
       const MadeUpSample sample(trainer.config(), rows, 1024);
-      Prefetch batches(0, 4, [&](index_t i) { return trainer.batch(sample, 256, i); });
-      for (int i = 0; i < 4; ++i) trainer.step(batches);
+      OneByOne batches{trainer, sample};
+      for (int i = 0; i < 2; ++i) trainer.step(batches);
+      trainer.backend().synchronize();
       longest = rows;
       std::printf("S %td fits, %.1f GiB\n", rows, gibibytes_in_use());
     } catch (const std::exception& error) {
@@ -326,8 +339,9 @@ int main(int count, char** arguments) {
     else
       numbers.push_back(std::atoll(flag.c_str()));
   }
+  gibibytes_in_use();
   if (longest) {
-    find_longest(layers, loss_options);
+    find_longest(numbers.empty() ? 32768 : numbers[0], layers, loss_options);
     return 0;
   }
   if (numbers.empty())
@@ -338,7 +352,7 @@ int main(int count, char** arguments) {
   std::printf("%s, bf16, %d steps of one sample\n", properties.name, steps);
   Trainer trainer(layers, loss_options);
   for (std::size_t i = 0; i + 1 < numbers.size(); i += 2) {
-    const MadeUpSample sample(trainer.config(), numbers[i], numbers[i]);
+    const MadeUpSample sample(trainer.config(), numbers[i], std::min<index_t>(numbers[i], 1 << 16));
     measure(trainer, sample, numbers[i + 1], steps, peak);
     if (profile) show(trainer, sample, numbers[i + 1]);
   }

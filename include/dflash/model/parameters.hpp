@@ -3,9 +3,11 @@
 #include <algorithm>
 #include <cstdint>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "dflash/core/random.hpp"
+#include "dflash/core/thread_pool.hpp"
 #include "dflash/model/dflash_block.hpp"
 
 namespace dflash {
@@ -122,14 +124,31 @@ template <Backend B>
 Parameters<B> random_parameters(B& backend, const DraftConfig& config, std::uint64_t seed) {
   using T = typename B::value_type;
   Parameters<B> p(backend, config);
+  constexpr bool own_threads = requires {
+    backend.for_parts(index_t(), index_t(), [](Range) {});
+  };
+  ThreadPool crew(own_threads ? 1 : std::clamp(int(std::thread::hardware_concurrency()), 1, 8));
+  const auto in_parts = [&](index_t n, auto f) {
+    constexpr index_t each = 64;  // a number costs as much as reading so many
+    constexpr index_t part = 1 << 16;
+    if constexpr (own_threads)
+      backend.for_parts(n, each, f);
+    else
+      crew.parallel_for((n + part - 1) / part, [&](index_t i, int) {
+        f(Range{i * part, std::min(n, (i + 1) * part)});
+      });
+  };
   for (std::size_t i = 0; i < p.slots().size(); ++i) {
     const ParameterSlot& slot = p.slots()[i];
     const Random random(seed, i);
     const T constant = slot.name.ends_with(".bias") ? T(0) : T(1);
     std::vector<T> values(static_cast<std::size_t>(slot.size), constant);
     if (slot.shape.size() == 2)
-      for (std::size_t j = 0; j < values.size(); ++j)
-        values[j] = T(float(config.initializer_range * random.normal(j)));
+      in_parts(slot.size, [&](Range part) {
+        for (index_t j = part.begin; j < part.end; ++j)
+          values[std::size_t(j)] =
+              T(float(config.initializer_range * random.normal(std::uint64_t(j))));
+      });
     backend.upload(values.data(), p.flat().data + slot.offset, slot.size);
   }
   return p;
