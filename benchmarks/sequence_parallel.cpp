@@ -109,11 +109,10 @@ Measured measure(const Problem& p, SequenceLayout layout, int steps) {
     backend.memory().release();
     backend.memory().forget_peak();
     const auto step = [&](index_t i) {
-      fill(backend, gradients.flat(), 0.0f);
       const auto batch = shard(backend, group, p.samples, p.blocks, *p.config.mask_token);
-      const LossResult own =
-          micro_step(model, group, target_group, ends, ends, batch, {}, weights, gradients,
-                     [&](index_t bucket) { optimizer.start(gradients.flat(), bucket); });
+      const LossResult own = micro_step(
+          model, group, target_group, ends, ends, batch, {}, weights, gradients,
+          [&](index_t bucket) { optimizer.start(gradients.flat(), bucket); }, Result::written);
       const LossResult loss = sum_over_ranks(backend, group.world(), own);
       optimizer.step(weights.flat(), gradients.flat(), 1e-4 * double(i + 1), loss.denominator);
     };

@@ -72,8 +72,8 @@ class Trainer {
                           batch.weights, config.block_size, batch.samples, {}, doutput.view());
       });
       m.backward = seconds_of([&] {
-        fill(*backend_, gradients_.flat(), 0);
-        model_.backward(weights, batch, saved, doutput.view(), gradients_);
+        model_.backward(weights, batch, saved, doutput.view(), gradients_, dflash::IgnoreBuckets{},
+                        dflash::Result::written);
       });
     }
     m.optimizer = seconds_of([&] {

@@ -23,15 +23,22 @@ class CountingAttention {
   CountingAttention(B& backend, index_t& scores) : local_(backend), scores_(&scores) {}
   B& backend() const { return local_.backend(); }
 
-  void begin_context(In<T, 3> k, In<T, 3> v, const AttentionRule& rule, Context& context) const {
-    local_.begin_context(k, v, rule, context);
+  AttentionPlaces<T> open_context(index_t rows, HeadSizes sizes, const AttentionRule& rule,
+                                  Context& context) const {
+    return local_.open_context(rows, sizes, rule, context);
   }
-  void forward(In<T, 3> q, In<T, 3> k, In<T, 3> v, const AttentionRule& rule, Out<T, 3> y,
-               Context& context, Saved& saved) const {
+  void begin_context(const AttentionRule& rule, Context& context) const {
+    local_.begin_context(rule, context);
+  }
+  AttentionPlaces<T> open(index_t rows, HeadSizes sizes, const AttentionRule& rule,
+                          Saved& saved) const {
+    return local_.open(rows, sizes, rule, saved);
+  }
+  void forward(const AttentionRule& rule, Out<T, 3> y, Context& context, Saved& saved) const {
     for (index_t n = 0; n < rule.mask.blocks(); ++n)
       for (index_t o = 0; o < rule.mask.block_size; ++o)
-        *scores_ += q.shape[1] * (rule.mask.context(n, o).size() + rule.mask.own(n, o).size());
-    local_.forward(q, k, v, rule, y, context, saved);
+        *scores_ += y.shape[1] * (rule.mask.context(n, o).size() + rule.mask.own(n, o).size());
+    local_.forward(rule, y, context, saved);
   }
   void backward(In<T, 3> dy, const AttentionRule& rule, Context& context, Saved& saved,
                 Out<T, 3> dq, Out<T, 3> dk, Out<T, 3> dv) const {

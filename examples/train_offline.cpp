@@ -38,7 +38,7 @@ void train(C communicator, const Options& options, const OfflineShardDataset& da
   DFlashBlock block(attention, config.shape);
   DraftModel model(block, config);
   auto weights = examples::initial_weights(backend, config, options);
-  auto gradients = zero_gradients(backend, config);
+  Gradients<B> gradients(backend, config);
   ShardedAdamW optimizer(backend, world, weights.flat(), weights.slots(), options.adamw(),
                          gradient_buckets(config, world.size()));
   SampleOrder order(dataset.size(), options.seed);
@@ -69,7 +69,6 @@ void train(C communicator, const Options& options, const OfflineShardDataset& da
 
   for (index_t step = first; step < rate.total; ++step) {
     LossResult own(config.block_size);
-    fill(backend, gradients.flat(), 0);
     for (index_t micro = 0; micro < options.accumulation_steps; ++micro) {
       const auto [batch, tokens] = batches.next();
       own.metrics.tokens += tokens;
@@ -80,7 +79,8 @@ void train(C communicator, const Options& options, const OfflineShardDataset& da
       own += std::visit(
           [&, &batch = batch](const auto& head) {
             return micro_step(model, group, target_group, target.embedding_slice(), head, batch,
-                              loss_options, weights, gradients, is_final);
+                              loss_options, weights, gradients, is_final,
+                              micro == 0 ? Result::written : Result::added);
           },
           head);
     }

@@ -78,7 +78,7 @@ void train(C communicator, const Options& options, const examples::TokenizedData
   DFlashBlock block(attention, config.shape);
   DraftModel model(block, config);
   auto weights = examples::initial_weights(backend, config, options);
-  auto gradients = zero_gradients(backend, config);
+  Gradients<B> gradients(backend, config);
   ShardedAdamW optimizer(backend, world, weights.flat(), weights.slots(), options.adamw(),
                          gradient_buckets(config, world.size()));
   SampleOrder order(size, options.seed);
@@ -90,7 +90,6 @@ void train(C communicator, const Options& options, const examples::TokenizedData
 
   for (index_t step = first; step < rate.total; ++step) {
     LossResult own(config.block_size);
-    fill(backend, gradients.flat(), 0);
     for (index_t micro = 0; micro < options.accumulation_steps; ++micro) {
       std::vector<MicroBatch> replicas(std::size_t(group.replicas()));
       for (index_t replica = 0; replica < group.replicas(); ++replica) {
@@ -115,7 +114,8 @@ void train(C communicator, const Options& options, const examples::TokenizedData
       own += std::visit(
           [&](const auto& head) {
             return micro_step(model, group, target_group, target.ends().embedding_slice(), head,
-                              batch, loss_options, weights, gradients, is_final);
+                              batch, loss_options, weights, gradients, is_final,
+                              micro == 0 ? Result::written : Result::added);
           },
           head);
     }

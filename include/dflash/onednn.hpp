@@ -43,20 +43,20 @@ inline void linear(OnednnBackend& backend, In<float, 2> x, In<float, 2> w, Out<f
   detail::onednn_gemm(backend, false, true, x, w, x.shape[1], y, false);
 }
 
-/// dx += dy w.                                             dy (N, O)  w (O, I)  dx (N, I)
+/// dx += dy w, or = it.                                           dy (N, O)  w (O, I)  dx (N, I)
 inline void linear_backward_input(OnednnBackend& backend, In<float, 2> dy, In<float, 2> w,
-                                  Out<float, 2> dx) {
+                                  Out<float, 2> dx, Result result = Result::added) {
   expects(dy.shape[1] == w.shape[0] && dx.shape[0] == dy.shape[0] && dx.shape[1] == w.shape[1],
           "linear_backward_input: shapes differ");
-  detail::onednn_gemm(backend, false, false, dy, w, dy.shape[1], dx, true);
+  detail::onednn_gemm(backend, false, false, dy, w, dy.shape[1], dx, result == Result::added);
 }
 
-/// dw += dy^T x.                                           dy (N, O)  x (N, I)  dw (O, I)
+/// dw += dy^T x, or = it.                                         dy (N, O)  x (N, I)  dw (O, I)
 inline void linear_backward_weight(OnednnBackend& backend, In<float, 2> dy, In<float, 2> x,
-                                   Out<float, 2> dw) {
+                                   Out<float, 2> dw, Result result = Result::added) {
   expects(dy.shape[0] == x.shape[0] && dw.shape[0] == dy.shape[1] && dw.shape[1] == x.shape[1],
           "linear_backward_weight: shapes differ");
-  detail::onednn_gemm(backend, true, false, dy, x, x.shape[0], dw, true);
+  detail::onednn_gemm(backend, true, false, dy, x, x.shape[0], dw, result == Result::added);
 }
 
 static_assert(Backend<OnednnBackend>);

@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <vector>
 
 #include "cpu/precisions.hpp"
@@ -72,7 +73,7 @@ TEST_CASE_TEMPLATE("the three products are right on every path in every precisio
         linear(backend, matrix(x, n, k), frozen, matrix(again, n, o));
         CHECK(same_bits(y, again));
 
-        // The other two forms compute the same numbers from transposed factors, and add.
+        // The other two forms compute the same numbers from transposed factors, and add or write.
         const auto wt = transposed(w, o, k), xt = transposed(x, n, k);
         const auto old = random<T>(n * o, 3);
         auto dx = old, dw = old;
@@ -82,6 +83,16 @@ TEST_CASE_TEMPLATE("the three products are right on every path in every precisio
         for (std::size_t i = 0; i < old.size(); ++i) sum[i] = old[i] + y[i];
         CHECK(difference(dx, sum) <= (split ? tolerance : 0));
         CHECK(same_bits(dw, dx));
+        std::vector<T> zeros(old.size(), T(0));
+        linear_backward_input(backend, matrix(x, n, k), matrix(wt, k, o), matrix(zeros, n, o));
+        for (auto* written : {&dx, &dw})
+          written->assign(old.size(), std::numeric_limits<T>::quiet_NaN());
+        linear_backward_input(backend, matrix(x, n, k), matrix(wt, k, o), matrix(dx, n, o),
+                              Result::written);
+        linear_backward_weight(backend, matrix(xt, k, n), matrix(wt, k, o), matrix(dw, n, o),
+                               Result::written);
+        CHECK(dx == zeros);
+        CHECK(dw == zeros);
       }
 }
 

@@ -2,6 +2,7 @@
 
 #include <array>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <vector>
 
@@ -79,7 +80,7 @@ TEST_CASE_TEMPLATE("swiglu and its backward are the CPU's", T, float, bfloat16) 
   for (auto [rows, columns] : shapes) {
     const index_t n = rows * columns;
     const auto gate = numbers<T>(n, 1, 3), up = numbers<T>(n, 2), dy = numbers<T>(n, 3);
-    Floats y(at(n)), dgate = numbers<T>(n, 4), dup = numbers<T>(n, 5);
+    Floats y(at(n)), dgate(at(n), NAN), dup = dgate;
     OnDevice<T> g(on.cuda, gate), u(on.cuda, up), d(on.cuda, dy), out(on.cuda, y),
         dg(on.cuda, dgate), du(on.cuda, dup);
     const auto here = [&, r = rows, c = columns](auto& v) { return matrix(v, r, c); };
@@ -337,8 +338,14 @@ TEST_CASE_TEMPLATE("AdamW steps as the CPU does, and rounds the model in the sam
 
 TEST_CASE_TEMPLATE("matrix products are the CPU's", T, float, bfloat16) {
   Pair<T> on;
-  for (auto [n, in, out] :
-       {std::array<index_t, 3>{1, 1, 1}, {0, 4, 5}, {7, 0, 3}, {33, 20, 17}, {16, 64, 40}}) {
+  for (auto [n, in, out] : {std::array<index_t, 3>{1, 1, 1},
+                            {0, 4, 5},
+                            {7, 0, 3},
+                            {33, 20, 17},
+                            {16, 64, 40},
+                            {1, 64, 40},
+                            {3, 1304, 9},
+                            {4, 264, 17}}) {
     const auto x = numbers<T>(n * in, 1), w = numbers<T>(out * in, 2), dy = numbers<T>(n * out, 3);
     Floats y(at(n * out)), dx = numbers<T>(n * in, 4), dw = random<float>(out * in, 5);
     OnDevice<T> tx(on.cuda, x), tw(on.cuda, w), tdy(on.cuda, dy), ty(on.cuda, y), tdx(on.cuda, dx);
@@ -356,6 +363,33 @@ TEST_CASE_TEMPLATE("matrix products are the CPU's", T, float, bfloat16) {
     linear_backward_weight(on.cpu, matrix(dy, n, out), matrix(x, n, in), matrix(dw, out, in));
     linear_backward_weight<T>(on.cuda, tdy.matrix(n, out), tx.matrix(n, in), tdw.matrix(out, in));
     CHECK(error(tdw.host(on.cuda), dw) < tolerance<float>);
+
+    fill(on.cuda, tdx.flat(), T(NAN));
+    fill(on.cuda, tdw.flat(), NAN);
+    linear_backward_input(on.cpu, matrix(dy, n, out), matrix(w, out, in), matrix(dx, n, in),
+                          Result::written);
+    linear_backward_input<T>(on.cuda, tdy.matrix(n, out), tw.matrix(out, in), tdx.matrix(n, in),
+                             Result::written);
+    CHECK_NEAR(tdx.host(on.cuda), dx);
+    linear_backward_weight(on.cpu, matrix(dy, n, out), matrix(x, n, in), matrix(dw, out, in),
+                           Result::written);
+    linear_backward_weight<T>(on.cuda, tdy.matrix(n, out), tx.matrix(n, in), tdw.matrix(out, in),
+                              Result::written);
+    CHECK(error(tdw.host(on.cuda), dw) < tolerance<float>);
+  }
+}
+
+TEST_CASE_TEMPLATE("a few rows' products have the same bits whatever their number", T, float,
+                   bfloat16) {
+  CudaBackend<T> cuda;
+  const index_t in = 520, out = 33, most = cuda::few_rows;
+  OnDevice<T> x(cuda, numbers<T>(most * in, 1)), w(cuda, numbers<T>(out * in, 2));
+  OnDevice<T> all(cuda, Floats(at(most * out))), some(cuda, Floats(at(most * out)));
+  linear<T>(cuda, x.matrix(most, in), w.matrix(out, in), all.matrix(most, out));
+  for (index_t n = 1; n < most; ++n) {
+    linear<T>(cuda, x.matrix(n, in), w.matrix(out, in), some.matrix(n, out));
+    const auto a = all.stored(cuda), b = some.stored(cuda);
+    CHECK(std::memcmp(a.data(), b.data(), at(n * out) * sizeof(T)) == 0);
   }
 }
 
@@ -366,6 +400,8 @@ TEST_CASE_TEMPLATE("products with weights in whole numbers are the CPU's", T, fl
                             {7, 0, 3},
                             {33, 20, 17},
                             {16, 64, 40},
+                            {1, 64, 40},
+                            {2, 1304, 9},
                             {2, 3, 4099},
                             {4100, 2, 3}}) {
     const auto x = numbers<T>(n * in, 1);

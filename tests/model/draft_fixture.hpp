@@ -99,13 +99,14 @@ struct DraftProblem {
     dflash::Tensor<B, T, 2> doutput;
     return forward(saved, doutput).numerator;
   }
-  /// Adds the gradient of the loss's numerator to `gradients`.
+  /// Adds the gradient of the loss's numerator to `gradients`, or writes it.
   template <class IsFinal = dflash::IgnoreBuckets>
-  dflash::LossResult step(dflash::Gradients<B>& gradients, const IsFinal& is_final = {}) {
+  dflash::LossResult step(dflash::Gradients<B>& gradients, const IsFinal& is_final = {},
+                          dflash::Result result = dflash::Result::added) {
     typename Model::Saved saved;
     dflash::Tensor<B, T, 2> doutput;
     const auto loss = forward(saved, doutput);
-    model.backward(weights, batch, saved, doutput.view(), gradients, is_final);
+    model.backward(weights, batch, saved, doutput.view(), gradients, is_final, result);
     return loss;
   }
   std::vector<T> output() {

@@ -3,6 +3,7 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <cmath>
 
 #include "model/draft_fixture.hpp"
 
@@ -52,6 +53,18 @@ TEST_CASE("DraftModel's backward adds to gradients that are not zero") {
   p.step(twice);
   for (index_t i = 0; i < once.flat().size(); ++i)
     CHECK(twice.flat().data[i] == doctest::Approx(2 * once.flat().data[i]).epsilon(1e-12));
+}
+
+TEST_CASE("DraftModel's backward writes what it would add to zeros") {
+  const auto config = small_config(true, true);
+  DraftProblem<double> p(config, random_samples(config, {11, 8}, 2), 5);
+  auto added = zero_gradients(p.cpu, config);
+  Gradients<CpuBackend<double>> written(p.cpu, config);
+  fill(p.cpu, written.flat(), NAN);
+  p.step(added);
+  p.step(written, IgnoreBuckets{}, Result::written);
+  for (index_t i = 0; i < added.flat().size(); ++i)
+    CHECK(written.flat().data[i] == added.flat().data[i]);
 }
 
 TEST_CASE("Backward tells when a bucket is final: nothing is added to it afterwards") {

@@ -8,12 +8,33 @@ using namespace parallel_stages;
 
 namespace {
 
+using Matrix = Tensor<B, double, 2>;
+
+/// Heads normalised and rotated, in two steps.
+Matrix rotated(B& cpu, Matrix& raw, In<double, 1> norm, const Model::RopeTables& rope_of_rows,
+               const DFlashShape& shape) {
+  const index_t rows = raw.view().shape[0], width = raw.view().shape[1], dim = shape.head_dim;
+  Matrix out(cpu, {rows, width});
+  Tensor<B, double, 1> rstd(cpu, {rows * width / dim});
+  rms_norm(cpu, per_head(raw.view(), dim), norm, shape.eps, per_head(out.view(), dim), rstd.view());
+  rope(cpu, rope_of_rows.cos.view(), rope_of_rows.sin.view(), Rotate::forward,
+       as_heads(out.view(), dim));
+  return out;
+}
+Matrix values_of(B& cpu, Matrix& x, In<double, 2> w, In<double, 1> bias) {
+  Matrix v(cpu, {x.view().shape[0], w.shape[0]});
+  linear(cpu, x.view(), w, v.view());
+  add_rows(cpu, bias, v.view());
+  return v;
+}
+
 /// What a rank computes on its way through the model, by stage.
-void record(Whole& whole, const Group& group, const Batch<B>& batch, Model::Saved& s) {
-  const auto blocks = [&](const std::string& name, Tensor<B, double, 2>& own) {
+void record(Problem& p, B& cpu, Whole& whole, const Group& group, const Batch<B>& batch,
+            Model::Saved& s) {
+  const auto blocks = [&](const std::string& name, const Matrix& own) {
     whole.add_blocks(name, group, batch.blocks_total, batch.block_size, own.view());
   };
-  const auto context = [&](const std::string& name, Tensor<B, double, 2>& own) {
+  const auto context = [&](const std::string& name, const Matrix& own) {
     whole.add_context(name, group, batch.context_total, own.view());
   };
   context("context fused", s.fused);
@@ -22,14 +43,16 @@ void record(Whole& whole, const Group& group, const Batch<B>& batch, Model::Save
     const std::string at = "layer " + std::to_string(i) + " ";
     auto& layer = s.layers[i];
     auto& keys = s.context_layers[i];
+    const auto& w = (*p.one.weights).layers[i];
+    const DFlashShape& shape = p.config.shape;
     context(at + "context k projected", keys.k.raw);
-    context(at + "context k after RoPE", keys.k.out);
-    context(at + "context v projected", keys.v);
+    context(at + "context k after RoPE", rotated(cpu, keys.k.raw, w.k_norm, s.context_rope, shape));
+    context(at + "context v projected", values_of(cpu, s.context, w.v, w.v_bias));
     blocks(at + "q projected", layer.q.raw);
-    blocks(at + "q after RoPE", layer.q.out);
+    blocks(at + "q after RoPE", rotated(cpu, layer.q.raw, w.q_norm, s.block_rope, shape));
     blocks(at + "k projected", layer.k.raw);
-    blocks(at + "k after RoPE", layer.k.out);
-    blocks(at + "v projected", layer.v);
+    blocks(at + "k after RoPE", rotated(cpu, layer.k.raw, w.k_norm, s.block_rope, shape));
+    blocks(at + "v projected", values_of(cpu, layer.normed, w.v, w.v_bias));
     blocks(at + "attention", layer.attended);
     blocks(at + "output", s.x[i + 1]);
   }
@@ -44,7 +67,7 @@ void run_model(Problem& p, SequenceLayout layout, Whole& whole, Look&& look) {
     Model model(DFlashBlock(attention, p.config.shape), p.config);
     Model::Saved saved;
     model.forward(p.one.weights, p.one.embedding(), batch, saved);
-    record(whole, group, batch, saved);
+    record(p, cpu, whole, group, batch, saved);
     look(group, saved);
     Tensor<B, double, 2> doutput(cpu, {batch.tokens.size(), p.config.shape.hidden});
     const LossResult loss = draft_loss(
@@ -233,8 +256,19 @@ TEST_CASE(
            dv = zeros(kv, block_at), dck = zeros(kv, context_at), dcv = zeros(kv, context_at);
       UlyssesAttention<B, ThreadCommunicator>::Context context;
       UlyssesAttention<B, ThreadCommunicator>::Saved saved;
-      attention.begin_context(ck.view(), cv.view(), rule, context);
-      attention.forward(own_q.view(), own_k.view(), own_v.view(), rule, y.view(), context, saved);
+      const auto put = [&](Tensor<B, double, 3>& t, HeadPlaces<double> places) {
+        const auto rows = reshape<2>(t.view(), {t.view().shape[0], t.view().shape[1] * dim});
+        for (const HeadPart<double>& part : places)
+          copy_columns(cpu, In<double, 2>(rows), part.first * dim,
+                       View<double, 2>{part.data, {rows.shape[0], part.count * dim}});
+      };
+      const HeadSizes sizes{heads, kv, dim};
+      const auto keys = attention.open_context(index_t(context_at.size()), sizes, rule, context);
+      put(ck, keys.k), put(cv, keys.v);
+      attention.begin_context(rule, context);
+      const auto places = attention.open(index_t(block_at.size()), sizes, rule, saved);
+      put(own_q, places.q), put(own_k, places.k), put(own_v, places.v);
+      attention.forward(rule, y.view(), context, saved);
       attention.backward(own_dy.view(), rule, context, saved, dq.view(), dk.view(), dv.view());
       attention.end_context(rule, context, dck.view(), dcv.view());
       const auto flat = [](View<double, 3> t) {

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <functional>
+#include <limits>
 #include <utility>
 #include <vector>
 
@@ -47,14 +48,15 @@ Run train_on(C world, const dflash::DraftConfig& config,
   UlyssesAttention attention(cpu, group);
   DFlashBlock block(attention, config.shape);
   DraftModel model(block, config);
-  auto weights = random_parameters(cpu, config, 3), gradients = zero_gradients(cpu, config);
+  auto weights = random_parameters(cpu, config, 3);
+  Gradients<B> gradients(cpu, config);
+  fill(cpu, gradients.flat(), std::numeric_limits<T>::quiet_NaN());
   ShardedAdamW optimizer(cpu, group.world(), weights.flat(), weights.slots(),
                          {.decay = 0.1, .max_grad_norm = 0.7},
                          gradient_buckets(config, group.world().size()));
   SampleOrder order(index_t(memory.size()), 1);
   const index_t batch_size = 6 / layout.accumulation;
   for (index_t step = 0; step < 5; ++step) {
-    fill(cpu, gradients.flat(), T(0));
     LossResult own(config.block_size);
     for (index_t micro = 0; micro < layout.accumulation; ++micro) {
       const Range positions = replica_positions(step, micro, batch_size, layout.accumulation,
@@ -72,7 +74,7 @@ Run train_on(C world, const dflash::DraftConfig& config,
         if (micro + 1 == layout.accumulation) optimizer.start(gradients.flat(), bucket);
       };
       own += micro_step(model, group, target_group, embedding, head, batch, loss_options, weights,
-                        gradients, is_final);
+                        gradients, is_final, micro == 0 ? Result::written : Result::added);
     }
     const LossResult loss = sum_over_ranks(cpu, group.world(), own);
     const double norm =

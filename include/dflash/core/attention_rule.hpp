@@ -67,6 +67,11 @@ struct BlockMask {
   }
 };
 
+/// How many heads queries have, and keys and values, and how many elements each head has.
+struct HeadSizes {
+  index_t heads = 0, kv_heads = 0, dim = 0;
+};
+
 /// Which key/value head serves a query head, when a rank holds query heads [first, ...) of all and
 /// the key/value heads that those need, from first / group on.
 struct HeadGroups {

@@ -19,6 +19,12 @@ struct HeadPart {
 template <class T>
 using HeadPlaces = std::span<const HeadPart<std::type_identity_t<T>>>;
 
+/// The part that is all heads of a tensor.                                    x (N, heads, D)
+template <class T>
+HeadPart<T> all_heads(View<T, 3> x) {
+  return {x.data, 0, x.shape[1]};
+}
+
 namespace detail {
 
 /// The shapes that rms_norm_rope and its backward have in common.

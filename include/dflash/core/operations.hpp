@@ -12,6 +12,9 @@ namespace dflash {
 
 enum class Rotate { forward, backward };
 
+/// What becomes of a result: it is added to what lies there, or takes its place.
+enum class Result { added, written };
+
 /// One AdamW step over a range of parameters (decoupled weight decay, arXiv:1711.05101).
 struct AdamWStep {
   double rate, beta1, beta2, eps, decay;
@@ -29,9 +32,9 @@ struct FrozenProduct {
 };
 
 /// What a backend computes: free functions, found by the backend's type. To port the library to a
-/// new device, write these. In is read, Out is written; a *_backward function adds to its outputs.
-/// Activations and weights are in the value type T; gradients of weights and whatever sums over
-/// many rows are in the accumulator type A.
+/// new device, write these. In is read, Out is written; a *_backward function adds to its outputs,
+/// unless it says otherwise. Activations and weights are in the value type T; gradients of weights
+/// and whatever sums over many rows are in the accumulator type A.
 template <class B, class T = typename B::value_type, class A = typename B::accumulator_type>
 concept Operations = requires(B& b, In<T, 2> x, In<T, 2> w, Out<T, 2> y, In<T, 1> scale, A eps,
                               View<A, 1> rstd, In<A, 1> saved_rstd, Out<A, 1> dscale, Out<A, 2> dw,
@@ -41,29 +44,30 @@ concept Operations = requires(B& b, In<T, 2> x, In<T, 2> w, Out<T, 2> y, In<T, 1
                               KeyValue<const T> kv, KeyValue<T> dkv, AttentionRule rule,
                               View<A, 2> lse, In<A, 2> saved_lse, Out<A, 1> flat, In<A, 1> flat_in,
                               AdamWStep step, const typename B::FrozenMatrix& f,
-                              View<CrossEntropyPart<A>, 1> part, HeadPlaces<T> places) {
-  fill(b, y, T(0));                     // y = value
-  add(b, x, y);                         // y += x
-  add_rows(b, scale, y);                // y(n) += x               x (C)  y (N, C)
-  scale_rows(b, saved_rstd, y);         // y(n) *= x(n)            x (N)  y (N, C)
-  sum_rows(b, x, dscale);               // y += sum over n of x(n) x (N, C)  y (C)
-  gather_rows(b, w, ids, y);            // y(n) = w(ids(n))        w (V, C)  ids, y (N)
-  scatter_rows(b, x, ids, y);           // y(ids(n)) = x(n), ids distinct
-  linear(b, x, w, y);                   // y = x w^T               x (N, I)  w (O, I)  y (N, O)
-  linear_backward_input(b, x, w, y);    // dx += dy w              dy (N, O)  w (O, I)  dx (N, I)
-  linear_backward_weight(b, x, x, dw);  // dw += dy^T x            dy (N, O)  x (N, I)  dw (O, I)
+                              View<CrossEntropyPart<A>, 1> part, Result result,
+                              HeadPlaces<T> places) {
+  fill(b, y, T(0));              // y = value
+  add(b, x, y);                  // y += x
+  add_rows(b, scale, y);         // y(n) += x               x (C)  y (N, C)
+  scale_rows(b, saved_rstd, y);  // y(n) *= x(n)            x (N)  y (N, C)
+  sum_rows(b, x, dscale);        // y += sum over n of x(n) x (N, C)  y (C)
+  gather_rows(b, w, ids, y);     // y(n) = w(ids(n))        w (V, C)  ids, y (N)
+  scatter_rows(b, x, ids, y);    // y(ids(n)) = x(n), ids distinct
+  linear(b, x, w, y);            // y = x w^T               x (N, I)  w (O, I)  y (N, O)
+  linear_backward_input(b, x, w, y, result);    // dx += dy w      dy (N, O)  w (O, I)  dx (N, I)
+  linear_backward_weight(b, x, x, dw, result);  // dw += dy^T x    dy (N, O)  x (N, I)  dw (O, I)
   { freeze(b, w) } -> std::same_as<typename B::FrozenMatrix>;  // w prepared once, for:
   linear(b, x, f, y);                                          // y = x w^T
   rms_norm(b, x, scale, eps, y, rstd);  // y = x rstd scale        x, y (N, C)  scale (C)  rstd (N)
   rms_norm_backward(b, x, scale, saved_rstd, x, y, dscale);  // (x, scale, rstd, dy, dx, dscale)
   rope_table(b, position, frequency, 1.0, y, y);  // cos, sin (N, D/2) of position * frequency
   rope(b, x, x, Rotate::forward, heads);          // in place          heads (N, heads, D)
-  // Heads normalised and turned, each into every part that takes it: (x, w, eps, cos, sin, y,
-  // rstd); and from the gradient of the turned heads dx, written, and dw.
+  // Each head normalised, then rotated: (x, scale, eps, cos, sin, y, rstd); and from the gradient
+  // of the rotated heads (x, scale, rstd, cos, sin, dy, dx, dscale), dx written.
   rms_norm_rope(b, q, scale, eps, x, x, places, rstd);
   rms_norm_rope_backward(b, q, scale, saved_rstd, x, x, q, heads, dscale);
   swiglu(b, x, x, y);                     // y = silu(gate) up
-  swiglu_backward(b, x, x, x, y, y);      // (gate, up, dy, dgate, dup)
+  swiglu_backward(b, x, x, x, y, y);      // (gate, up, dy, dgate, dup), both written
   attention(b, q, kv, rule, heads, lse);  // y = softmax(scale q k^T where mask) v
   head_dots(b, q, q, lse);                // delta(n, h) = <y(n, h), dy(n, h)>
   attention_backward(b, q, kv, rule, saved_lse, saved_lse, q, heads, dkv);  // (.., lse, delta, dy,

@@ -5,6 +5,7 @@
 #include <type_traits>
 
 #include "dflash/core/bfloat16.hpp"
+#include "dflash/core/operations.hpp"
 #include "dflash/core/tensor.hpp"
 #include "dflash/cpu/backend.hpp"
 #include "dflash/cpu/gemm.hpp"
@@ -38,22 +39,25 @@ void linear(CpuBackend<T>& backend, In<T, 2> x, In<T, 2> w, Out<T, 2> y) {
   detail::gemm<T>(backend, {x.data, k, 1}, {w.data, 1, k}, k, y, false);
 }
 
-/// dx += dy w.                                             dy (N, O)  w (O, I)  dx (N, I)
+/// dx += dy w, or = it.                                           dy (N, O)  w (O, I)  dx (N, I)
 template <class T>
-void linear_backward_input(CpuBackend<T>& backend, In<T, 2> dy, In<T, 2> w, Out<T, 2> dx) {
+void linear_backward_input(CpuBackend<T>& backend, In<T, 2> dy, In<T, 2> w, Out<T, 2> dx,
+                           Result result = Result::added) {
   expects(dy.shape[1] == w.shape[0] && dx.shape[0] == dy.shape[0] && dx.shape[1] == w.shape[1],
           "linear_backward_input: shapes differ");
   const index_t k = dy.shape[1];
-  detail::gemm<T>(backend, {dy.data, k, 1}, {w.data, w.shape[1], 1}, k, dx, true);
+  detail::gemm<T>(backend, {dy.data, k, 1}, {w.data, w.shape[1], 1}, k, dx,
+                  result == Result::added);
 }
 
-/// dw += dy^T x.                                           dy (N, O)  x (N, I)  dw (O, I)
+/// dw += dy^T x, or = it.                                         dy (N, O)  x (N, I)  dw (O, I)
 template <class T>
-void linear_backward_weight(CpuBackend<T>& backend, In<T, 2> dy, In<T, 2> x, Out<T, 2> dw) {
+void linear_backward_weight(CpuBackend<T>& backend, In<T, 2> dy, In<T, 2> x, Out<T, 2> dw,
+                            Result result = Result::added) {
   expects(dy.shape[0] == x.shape[0] && dw.shape[0] == dy.shape[1] && dw.shape[1] == x.shape[1],
           "linear_backward_weight: shapes differ");
   detail::gemm<T>(backend, {dy.data, 1, dy.shape[1]}, {x.data, x.shape[1], 1}, x.shape[0], dw,
-                  true);
+                  result == Result::added);
 }
 
 namespace detail {

@@ -21,7 +21,7 @@ void swiglu(CpuBackend<T>& backend, In<T, 2> gate, In<T, 2> up, Out<T, 2> y) {
   });
 }
 
-/// Adds to dgate and dup.                                                  all (N, I)
+/// Writes dgate and dup.                                                   all (N, I)
 template <class T>
 void swiglu_backward(CpuBackend<T>& backend, In<T, 2> gate, In<T, 2> up, In<T, 2> dy,
                      Out<T, 2> dgate, Out<T, 2> dup) {
@@ -36,8 +36,8 @@ void swiglu_backward(CpuBackend<T>& backend, In<T, 2> gate, In<T, 2> up, In<T, 2
           T* __restrict to_up = dup.data;
           for (index_t i = part.begin; i < part.end; ++i) {
             const T s = 1 / (1 + detail::exponential(-g[i]));
-            to_gate[i] += dy.data[i] * up.data[i] * s * (1 + g[i] * (1 - s));
-            to_up[i] += dy.data[i] * g[i] * s;
+            to_gate[i] = dy.data[i] * up.data[i] * s * (1 + g[i] * (1 - s));
+            to_up[i] = dy.data[i] * g[i] * s;
           }
         });
   });

@@ -8,6 +8,7 @@
 #include "dflash/cuda/convert.cuh"
 #include "dflash/cuda/each.cuh"
 #include "dflash/cuda/launch.cuh"
+#include "dflash/cuda/linear_few_rows.cuh"
 #include "dflash/cuda/vector.cuh"
 #include "dflash/cuda/warp.cuh"
 
@@ -45,6 +46,8 @@ struct Scale {
 template <class T>
 void linear_int8(CudaBackend<T>& backend, In<T, 2> x,
                  const typename CudaBackend<T>::FrozenMatrix& w, Out<T, 2> y) {
+  if (has_few_rows<T>(x, w.whole.data()))
+    return linear_few_rows<T, std::int8_t>(backend, x, w.whole.data(), w.scale.data(), y);
   const index_t outputs = std::min(w.rows, int8_outputs), rows = std::min(x.shape[0], int8_rows);
   auto wide = backend.template allocate<T>(outputs * w.columns);
   auto product = backend.template allocate<float>(rows * outputs);

@@ -1,8 +1,10 @@
 #pragma once
 
+#include "dflash/core/operations.hpp"
 #include "dflash/core/tensor.hpp"
 #include "dflash/cuda/backend.hpp"
 #include "dflash/cuda/frozen_int8.cuh"
+#include "dflash/cuda/linear_few_rows.cuh"
 
 namespace dflash {
 
@@ -11,6 +13,8 @@ template <class T>
 void linear(CudaBackend<T>& backend, In<T, 2> x, In<T, 2> w, Out<T, 2> y) {
   expects(x.shape[1] == w.shape[1] && y.shape[0] == x.shape[0] && y.shape[1] == w.shape[0],
           "linear: shapes differ");
+  if (cuda::has_few_rows<T>(x, w.data))
+    return cuda::linear_few_rows<T, T>(backend, x, w.data, nullptr, y);
   backend.gemm().multiply({.rows = y.shape[0],
                            .columns = y.shape[1],
                            .depth = x.shape[1],
@@ -20,9 +24,10 @@ void linear(CudaBackend<T>& backend, In<T, 2> x, In<T, 2> w, Out<T, 2> y) {
                           x.data, w.data, y.data);
 }
 
-/// dx += dy w.                                             dy (N, O)  w (O, I)  dx (N, I)
+/// dx += dy w, or = it.                                           dy (N, O)  w (O, I)  dx (N, I)
 template <class T>
-void linear_backward_input(CudaBackend<T>& backend, In<T, 2> dy, In<T, 2> w, Out<T, 2> dx) {
+void linear_backward_input(CudaBackend<T>& backend, In<T, 2> dy, In<T, 2> w, Out<T, 2> dx,
+                           Result result = Result::added) {
   expects(dy.shape[1] == w.shape[0] && dx.shape[0] == dy.shape[0] && dx.shape[1] == w.shape[1],
           "linear_backward_input: shapes differ");
   backend.gemm().multiply({.rows = dx.shape[0],
@@ -30,13 +35,14 @@ void linear_backward_input(CudaBackend<T>& backend, In<T, 2> dy, In<T, 2> w, Out
                            .depth = dy.shape[1],
                            .a_transposed = false,
                            .b_transposed = false,
-                           .add = true},
+                           .add = result == Result::added},
                           dy.data, w.data, dx.data);
 }
 
-/// dw += dy^T x, summed in float.                          dy (N, O)  x (N, I)  dw (O, I)
+/// dw += dy^T x, or = it, summed in float.                        dy (N, O)  x (N, I)  dw (O, I)
 template <class T>
-void linear_backward_weight(CudaBackend<T>& backend, In<T, 2> dy, In<T, 2> x, Out<float, 2> dw) {
+void linear_backward_weight(CudaBackend<T>& backend, In<T, 2> dy, In<T, 2> x, Out<float, 2> dw,
+                            Result result = Result::added) {
   expects(dy.shape[0] == x.shape[0] && dw.shape[0] == dy.shape[1] && dw.shape[1] == x.shape[1],
           "linear_backward_weight: shapes differ");
   backend.gemm().multiply({.rows = dw.shape[0],
@@ -44,7 +50,7 @@ void linear_backward_weight(CudaBackend<T>& backend, In<T, 2> dy, In<T, 2> x, Ou
                            .depth = x.shape[0],
                            .a_transposed = true,
                            .b_transposed = false,
-                           .add = true},
+                           .add = result == Result::added},
                           dy.data, x.data, dw.data);
 }
 

@@ -18,8 +18,8 @@ struct Swiglu {
 struct SwigluBackward {
   __device__ void operator()(float gate, float up, float dy, float& dgate, float& dup) const {
     const float s = sigmoid(gate);
-    dgate += dy * up * s * (1 + gate * (1 - s));
-    dup += dy * gate * s;
+    dgate = dy * up * s * (1 + gate * (1 - s));
+    dup = dy * gate * s;
   }
 };
 
@@ -33,7 +33,7 @@ void swiglu(CudaBackend<T>& backend, In<T, 2> gate, In<T, 2> up, Out<T, 2> y) {
              cuda::read(up.data), cuda::write(y.data));
 }
 
-/// Adds to dgate and dup.                                                  all (N, I)
+/// Writes dgate and dup.                                                   all (N, I)
 template <class T>
 void swiglu_backward(CudaBackend<T>& backend, In<T, 2> gate, In<T, 2> up, In<T, 2> dy,
                      Out<T, 2> dgate, Out<T, 2> dup) {
@@ -41,8 +41,8 @@ void swiglu_backward(CudaBackend<T>& backend, In<T, 2> gate, In<T, 2> up, In<T, 
   expects(gate.size() == size && up.size() == size && dgate.size() == size && dup.size() == size,
           "swiglu_backward: shapes differ");
   cuda::each(backend.stream(), size, cuda::detail::SwigluBackward{}, cuda::read(gate.data),
-             cuda::read(up.data), cuda::read(dy.data), cuda::update(dgate.data),
-             cuda::update(dup.data));
+             cuda::read(up.data), cuda::read(dy.data), cuda::write(dgate.data),
+             cuda::write(dup.data));
 }
 
 }  // namespace dflash

@@ -41,7 +41,6 @@ class DraftDecoder {
   void extend(In<T, 2> features) {
     const index_t n = features.shape[0], held = cache_.length();
     if (n == 0) return;
-    B& backend = model_->backend();
     const auto rope = tables(held, n);
     typename Model::Matrix fused, context;
     typename Model::Vector rstd;
@@ -50,12 +49,10 @@ class DraftDecoder {
     const BlockGeometry<T> at{rope.cos.view(), rope.sin.view(), {}, {}, {}};
     for (index_t layer = 0; layer < model_->config().layers; ++layer) {
       typename Model::BlockType::ContextSaved saved;
-      model_->block().project_context((**weights_).layers[std::size_t(layer)], context.view(), at,
-                                      saved);
       const View<T, 3> k = cache_.k(layer, held + n).rows({held, held + n}),
                        v = cache_.v(layer, held + n).rows({held, held + n});
-      backend.copy(saved.k.out.view().data, k.data, k.size());
-      backend.copy(saved.v.view().data, v.data, v.size());
+      model_->block().project_context((**weights_).layers[std::size_t(layer)], context.view(), at,
+                                      {{}, {all_heads(k)}, {all_heads(v)}}, saved);
     }
     cache_.append(n);
   }
@@ -76,8 +73,8 @@ class DraftDecoder {
       at.mask.context_total = length;
       typename Model::BlockType::Saved saved;
       typename Model::BlockType::AttentionType::Context context;
-      model_->block().attention().begin_context(cache_.k(layer, length), cache_.v(layer, length),
-                                                {.mask = at.mask}, context);
+      model_->block().attention().use_context(cache_.k(layer, length), cache_.v(layer, length),
+                                              context);
       x = model_->block().forward((**weights_).layers[std::size_t(layer)], x.view(), at, context,
                                   saved);
     }

@@ -62,20 +62,19 @@ class DFlashBlock {
   using Matrix = Tensor<B, T, 2>;
   using Vector = Tensor<B, Sum, 1>;
 
-  struct Projection {  // rows of heads, normalised per head and rotated
-    Matrix raw, out;
+  struct Projection {  // rows of heads, before they are normalised per head and rotated
+    Matrix raw;
     Vector rstd;
   };
   /// Keys and values of the context rows: they depend on the fused features only.
   struct ContextSaved {
     In<T, 2> context;  // the caller keeps it until backward
     Projection k;
-    Matrix v;
     typename A::Context attention;
   };
   struct Saved {
     In<T, 2> x;  // the caller keeps it until backward
-    Matrix normed, v, attended, residual, post, gate, up, active;
+    Matrix normed, attended, residual, post, gate, up, active;
     Vector rstd, post_rstd;
     Projection q, k;
     typename A::Saved attention;
@@ -91,16 +90,18 @@ class DFlashBlock {
   /// attention send them where they are needed.
   void begin_context(const Weights& w, In<T, 2> context, const BlockGeometry<T>& at,
                      ContextSaved& s) const {
-    project_context(w, context, at, s);
-    attention_.begin_context(heads(s.k.out), heads(s.v), rule(at.mask), s.attention);
+    project_context(w, context, at,
+                    attention_.open_context(context.shape[0], sizes(), rule(at.mask), s.attention),
+                    s);
+    attention_.begin_context(rule(at.mask), s.attention);
   }
 
-  /// The same without sending: for keys and values that are kept elsewhere.
+  /// The same to other places, without sending: for keys and values that are kept elsewhere.
   void project_context(const Weights& w, In<T, 2> context, const BlockGeometry<T>& at,
-                       ContextSaved& s) const {
+                       const AttentionPlaces<T>& places, ContextSaved& s) const {
     s.context = context;
-    project(context, w.k, w.k_bias, w.k_norm, at.context_cos, at.context_sin, s.k);
-    s.v = times(context, w.v, w.v_bias);
+    project(context, w.k, w.k_bias, w.k_norm, at.context_cos, at.context_sin, places.k, s.k);
+    place_values(context, w.v, w.v_bias, places.v);
   }
 
   /// x (N * K, H) -> y (N * K, H), over the context that was begun.
@@ -108,12 +109,15 @@ class DFlashBlock {
                  typename A::Context& context, Saved& s) const {
     s.x = x;
     norm(x, w.input_norm, s.normed, s.rstd);
-    project(s.normed.view(), w.q, w.q_bias, w.q_norm, at.block_cos, at.block_sin, s.q);
-    project(s.normed.view(), w.k, w.k_bias, w.k_norm, at.block_cos, at.block_sin, s.k);
-    s.v = times(s.normed.view(), w.v, w.v_bias);
+    {
+      const auto places = attention_.open(x.shape[0], sizes(), rule(at.mask), s.attention);
+      const In<T, 2> normed = s.normed.view();
+      project(normed, w.q, w.q_bias, w.q_norm, at.block_cos, at.block_sin, places.q, s.q);
+      project(normed, w.k, w.k_bias, w.k_norm, at.block_cos, at.block_sin, places.k, s.k);
+      place_values(normed, w.v, w.v_bias, places.v);
+    }
     s.attended = Matrix(backend(), {x.shape[0], shape_.heads * shape_.head_dim});
-    attention_.forward(heads(s.q.out), heads(s.k.out), heads(s.v), rule(at.mask), heads(s.attended),
-                       context, s.attention);
+    attention_.forward(rule(at.mask), heads(s.attended), context, s.attention);
     s.residual = times(s.attended.view(), w.o, w.o_bias);
     add(backend(), x, s.residual.view());
     norm(s.residual.view(), w.post_norm, s.post, s.post_rstd);
@@ -126,70 +130,95 @@ class DFlashBlock {
     return y;
   }
 
-  /// Adds to the gradients g and to dx (N * K, H). end_context adds the context's share.
-  void backward(const Weights& w, In<T, 2> dy, const BlockGeometry<T>& at,
-                typename A::Context& context, Saved& s, WeightGradients& g, Out<T, 2> dx) const {
-    Matrix dresidual = zeros(s.residual);
-    add(backend(), dy, dresidual.view());
+  /// The gradient of x from that of y, which is used up, both (N * K, H). The gradients g are added
+  /// to or written; end_context adds the context's share.
+  Matrix backward(const Weights& w, Matrix dy, const BlockGeometry<T>& at,
+                  typename A::Context& context, Saved& s, WeightGradients& g, Result result) const {
+    if (result == Result::written) clear_vectors(g);
     {
-      Matrix dactive = zeros(s.active), dgate = zeros(s.gate), dup = zeros(s.up);
-      times_backward(s.active.view(), w.down, dy, dactive.view(), g.down);
+      Matrix dactive = like(s.active), dgate = like(s.gate), dup = like(s.up);
+      times_backward(s.active.view(), w.down, dy.view(), {dactive.view(), Result::written},
+                     {g.down, result});
       swiglu_backward(backend(), s.gate.view(), s.up.view(), dactive.view(), dgate.view(),
                       dup.view());
-      Matrix dpost = zeros(s.post);
-      times_backward(s.post.view(), w.gate, dgate.view(), dpost.view(), g.gate);
-      times_backward(s.post.view(), w.up, dup.view(), dpost.view(), g.up);
+      Matrix dpost = like(s.post);
+      times_backward(s.post.view(), w.gate, dgate.view(), {dpost.view(), Result::written},
+                     {g.gate, result});
+      times_backward(s.post.view(), w.up, dup.view(), {dpost.view()}, {g.up, result});
       rms_norm_backward(backend(), s.residual.view(), w.post_norm, s.post_rstd.view(), dpost.view(),
-                        dresidual.view(), g.post_norm);
+                        dy.view(), g.post_norm);
     }
-    Matrix dattended = zeros(s.attended);
-    times_backward(s.attended.view(), w.o, dresidual.view(), dattended.view(), g.o, g.o_bias);
+    const Matrix& dresidual = dy;  // from here on
+    Matrix dattended = like(s.attended);
+    times_backward(s.attended.view(), w.o, dresidual.view(), {dattended.view(), Result::written},
+                   {g.o, result}, g.o_bias);
 
-    Matrix dq = zeros(s.q.out), dk = zeros(s.k.out), dv = zeros(s.v);
-    Matrix dnormed = zeros(s.normed);
+    Matrix dq = zeros(s.q.raw), dk = zeros(s.k.raw), dv = zeros(s.k.raw);
+    Matrix dnormed = like(s.normed);
     attention_.backward(heads(dattended), rule(at.mask), context, s.attention, heads(dq), heads(dk),
                         heads(dv));
-    times_backward(s.normed.view(), w.v, dv.view(), dnormed.view(), g.v, g.v_bias);
+    times_backward(s.normed.view(), w.v, dv.view(), {dnormed.view(), Result::written},
+                   {g.v, result}, g.v_bias);
     project_backward(s.normed.view(), w.k, w.k_norm, at.block_cos, at.block_sin, s.k, dk,
-                     dnormed.view(), g.k, g.k_bias, g.k_norm);
+                     dnormed.view(), {g.k, result}, g.k_bias, g.k_norm);
     project_backward(s.normed.view(), w.q, w.q_norm, at.block_cos, at.block_sin, s.q, dq,
-                     dnormed.view(), g.q, g.q_bias, g.q_norm);
-    add(backend(), In<T, 2>(dresidual.view()), dx);
-    rms_norm_backward(backend(), s.x, w.input_norm, s.rstd.view(), dnormed.view(), dx,
+                     dnormed.view(), {g.q, result}, g.q_bias, g.q_norm);
+    rms_norm_backward(backend(), s.x, w.input_norm, s.rstd.view(), dnormed.view(), dy.view(),
                       g.input_norm);
+    return dy;
   }
 
   /// The context's share of backward: adds to the gradients g and to dcontext (S, H).
   void end_context(const Weights& w, const BlockGeometry<T>& at, ContextSaved& c,
                    WeightGradients& g, Out<T, 2> dcontext) const {
-    Matrix dk = zeros(c.k.out), dv = zeros(c.v);
+    Matrix dk = zeros(c.k.raw), dv = zeros(c.k.raw);
     attention_.end_context(rule(at.mask), c.attention, heads(dk), heads(dv));
-    times_backward(c.context, w.v, dv.view(), dcontext, g.v, g.v_bias);
+    times_backward(c.context, w.v, dv.view(), {dcontext}, {g.v}, g.v_bias);
     project_backward(c.context, w.k, w.k_norm, at.context_cos, at.context_sin, c.k, dk, dcontext,
-                     g.k, g.k_bias, g.k_norm);
+                     {g.k}, g.k_bias, g.k_norm);
   }
 
  private:
   AttentionRule rule(const BlockMask& mask) const {
     return {mask, {shape_.heads / shape_.kv_heads, 0}, 1 / std::sqrt(double(shape_.head_dim))};
   }
+  HeadSizes sizes() const { return {shape_.heads, shape_.kv_heads, shape_.head_dim}; }
   View<T, 3> heads(Matrix& m) const { return as_heads(m.view(), shape_.head_dim); }
 
-  Matrix zeros(const Matrix& like) const {
-    Matrix t(backend(), {like.view().shape[0], like.view().shape[1]});
+  /// Where a gradient goes, and how.
+  template <class U>
+  struct Gradient {
+    Out<U, 2> to;
+    Result result = Result::added;
+  };
+
+  Matrix like(const Matrix& m) const {
+    return Matrix(backend(), {m.view().shape[0], m.view().shape[1]});
+  }
+  Matrix zeros(const Matrix& m) const {
+    Matrix t = like(m);
     fill(backend(), t.view(), T(0));
     return t;
   }
+  /// Zeros in the gradients that are sums over rows: those of norms and biases.
+  void clear_vectors(WeightGradients& g) const {
+    WeightGradients::fields(g, shape_, [&](const char*, auto& member, auto... extents) {
+      if constexpr (sizeof...(extents) == 1) fill(backend(), member, Sum(0));
+    });
+  }
+  void multiply(In<T, 2> x, In<T, 2> w, In<T, 1> bias, Out<T, 2> y) const {
+    linear(backend(), x, w, y);
+    if (bias.data != nullptr) add_rows(backend(), bias, y);
+  }
   Matrix times(In<T, 2> x, In<T, 2> w, In<T, 1> bias = {}) const {
     Matrix y(backend(), {x.shape[0], w.shape[0]});
-    linear(backend(), x, w, y.view());
-    if (bias.data != nullptr) add_rows(backend(), bias, y.view());
+    multiply(x, w, bias, y.view());
     return y;
   }
-  void times_backward(In<T, 2> x, In<T, 2> w, In<T, 2> dy, Out<T, 2> dx, Out<Sum, 2> dw,
+  void times_backward(In<T, 2> x, In<T, 2> w, In<T, 2> dy, Gradient<T> dx, Gradient<Sum> dw,
                       Out<Sum, 1> dbias = {}) const {
-    linear_backward_input(backend(), dy, w, dx);
-    linear_backward_weight(backend(), dy, x, dw);
+    linear_backward_input(backend(), dy, w, dx.to, dx.result);
+    linear_backward_weight(backend(), dy, x, dw.to, dw.result);
     if (dbias.data != nullptr) sum_rows(backend(), dy, dbias);
   }
   void norm(In<T, 2> x, In<T, 1> w, Matrix& y, Vector& rstd) const {
@@ -198,25 +227,30 @@ class DFlashBlock {
     rms_norm(backend(), x, w, Sum(shape_.eps), y.view(), rstd.view());
   }
   void project(In<T, 2> x, In<T, 2> w, In<T, 1> bias, In<T, 1> w_norm, In<T, 2> cos, In<T, 2> sin,
-               Projection& s) const {
+               HeadPlaces<T> places, Projection& s) const {
     s.raw = times(x, w, bias);
-    s.out = Matrix(backend(), {x.shape[0], w.shape[0]});
-    const View<T, 2> in = per_head(s.raw.view(), shape_.head_dim);
-    s.rstd = Vector(backend(), {in.shape[0]});
-    rms_norm(backend(), in, w_norm, Sum(shape_.eps), per_head(s.out.view(), shape_.head_dim),
-             s.rstd.view());
-    rope(backend(), cos, sin, Rotate::forward, heads(s.out));
+    s.rstd = Vector(backend(), {s.raw.size() / shape_.head_dim});
+    rms_norm_rope(backend(), heads(s.raw), w_norm, Sum(shape_.eps), cos, sin, places,
+                  s.rstd.view());
   }
-  /// Rotates dout back in place, then adds to dx and the gradients.
+  /// The values x w^T + bias; a place that takes whole rows is where the product goes itself.
+  void place_values(In<T, 2> x, In<T, 2> w, In<T, 1> bias, HeadPlaces<T> places) const {
+    const index_t rows = x.shape[0], dim = shape_.head_dim;
+    if (places.size() == 1 && places[0].count == shape_.kv_heads)
+      return multiply(x, w, bias, {places[0].data, {rows, w.shape[0]}});
+    const Matrix v = times(x, w, bias);
+    for (const HeadPart<T>& part : places)
+      if (rows * part.count > 0)
+        copy_columns(backend(), v.view(), part.first * dim,
+                     View<T, 2>{part.data, {rows, part.count * dim}});
+  }
   void project_backward(In<T, 2> x, In<T, 2> w, In<T, 1> w_norm, In<T, 2> cos, In<T, 2> sin,
-                        Projection& s, Matrix& dout, Out<T, 2> dx, Out<Sum, 2> dw,
+                        Projection& s, Matrix& dout, Out<T, 2> dx, Gradient<Sum> dw,
                         Out<Sum, 1> dbias, Out<Sum, 1> dw_norm) const {
-    Matrix draw = zeros(s.raw);
-    rope(backend(), cos, sin, Rotate::backward, heads(dout));
-    rms_norm_backward(backend(), per_head(s.raw.view(), shape_.head_dim), w_norm, s.rstd.view(),
-                      per_head(dout.view(), shape_.head_dim),
-                      per_head(draw.view(), shape_.head_dim), dw_norm);
-    times_backward(x, w, draw.view(), dx, dw, dbias);
+    Matrix draw = like(s.raw);
+    rms_norm_rope_backward(backend(), heads(s.raw), w_norm, s.rstd.view(), cos, sin, heads(dout),
+                           heads(draw), dw_norm);
+    times_backward(x, w, draw.view(), {dx}, dw, dbias);
   }
 
   A attention_;

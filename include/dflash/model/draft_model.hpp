@@ -93,13 +93,18 @@ class DraftModel {
     final_norm(weights, s.x.back().view(), s.output.view(), s.rstd);
   }
 
-  /// Adds to the gradients, and calls is_final(i) when it is done with bucket i of
+  /// Adds to the gradients, or writes them, and calls is_final(i) when it is done with bucket i of
   /// gradient_buckets, in their order.                                       doutput (N * K, H)
   template <class IsFinal = IgnoreBuckets>
   void backward(const Weights& weights, const Batch<B>& batch, Saved& s, In<T, 2> doutput,
-                Gradients<B>& gradients, const IsFinal& is_final = {}) const {
+                Gradients<B>& gradients, const IsFinal& is_final = {},
+                Result result = Result::added) const {
     const auto& w = *weights;
     auto& g = *gradients;
+    if (result == Result::written) {
+      fill(backend(), g.norm, Sum(0));
+      fill(backend(), g.hidden_norm, Sum(0));
+    }
     Matrix dy = zeros(s.output), dcontext = zeros(s.context);
     rms_norm_backward(backend(), s.x.back().view(), w.norm, s.rstd.view(), doutput, dy.view(),
                       g.norm);
@@ -110,17 +115,15 @@ class DraftModel {
       is_final(index_t(w.layers.size() - 1 - i));
     };
     for (std::size_t i = w.layers.size(); i-- > 0;) {
-      Matrix dx = zeros(s.x[i]);
-      block_.backward(w.layers[i], dy.view(), geometry(batch, s, i), s.context_layers[i].attention,
-                      s.layers[i], g.layers[i], dx.view());
-      dy = std::move(dx);
+      dy = block_.backward(w.layers[i], std::move(dy), geometry(batch, s, i),
+                           s.context_layers[i].attention, s.layers[i], g.layers[i], result);
       end_context(i + 1);
     }
     end_context(0);
     Matrix dfused = zeros(s.fused);
     rms_norm_backward(backend(), s.fused.view(), w.hidden_norm, s.context_rstd.view(),
                       dcontext.view(), dfused.view(), g.hidden_norm);
-    linear_backward_weight(backend(), dfused.view(), batch.features.view(), g.fc);
+    linear_backward_weight(backend(), dfused.view(), batch.features.view(), g.fc, result);
     is_final(index_t(w.layers.size()));
   }
 

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <optional>
 #include <span>
 #include <tuple>
@@ -7,6 +8,8 @@
 #include <vector>
 
 #include "dflash/core/error.hpp"
+#include "dflash/core/head_places.hpp"
+#include "dflash/core/host_vector.hpp"
 #include "dflash/core/tensor.hpp"
 
 namespace dflash {
@@ -31,8 +34,9 @@ struct HeadLane {
 
 /// One packed all-to-all between the two layouts. Every piece is laid where its receiver expects
 /// it; what a rank owes itself is copied straight, not sent. `start_*` packs and sends, `finish_*`
-/// waits and unpacks; the lanes' tensors live until then. U of a lane is T, or a type that fills a
-/// whole number of T.
+/// waits and unpacks; the lanes' tensors live until then. Or `open_to_heads` says where the pieces
+/// are to be written, and `send` follows. U of a lane is T, or a type that fills a whole number of
+/// T.
 template <Backend B, class C>
 class HeadExchange {
  public:
@@ -40,6 +44,26 @@ class HeadExchange {
 
   HeadExchange() = default;
   HeadExchange(B& backend, C& group) : backend_(&backend), group_(&group) {}
+
+  /// The places of each lane's heads of this rank's rows, in the order of the lanes: in what will
+  /// be sent, or inside. Of `outside` only the shape is used.
+  template <class... Lane>
+  std::array<HostVector<HeadPart<T>>, sizeof...(Lane)> open_to_heads(const Lane&... lanes) {
+    open([&](index_t to) { return (lanes.elements_to_heads(to) + ...); },
+         [&](index_t from) { return (lanes.elements_to_rows(from) + ...); });
+    std::array<HostVector<HeadPart<T>>, sizeof...(Lane)> places;
+    T* at = sent_.view().data;
+    for (index_t p = 0; p < size(); ++p) {
+      auto places_of_lane = places.begin();
+      (place(lanes, p, at, *places_of_lane++), ...);
+    }
+    own_is_there_ = true;
+    return places;
+  }
+  void send() {
+    pending_.emplace(group_->start_all_to_all(*backend_, In<T, 1>(sent_.view()), send_counts_,
+                                              received_.view(), receive_counts_));
+  }
 
   /// inside = outside, for the heads of each rank.
   template <class... U>
@@ -51,12 +75,12 @@ class HeadExchange {
   template <class... U>
   void finish_to_heads(const HeadLane<U>&... lanes) {
     finish([&](index_t from, const T*& at) {
-      if (from == here()) {
-        (copy_own(lanes), ...);
-      } else {
+      if (from != here())
         (unpack_rows(lanes, from, at), ...);
-      }
+      else if (!own_is_there_)
+        (copy_own(lanes), ...);
     });
+    own_is_there_ = false;
   }
 
   /// The way back: consume(rank, views...) gets, in the order of the ranks, this rank's rows of
@@ -85,8 +109,8 @@ class HeadExchange {
   index_t here() const { return group_->rank(); }
   index_t size() const { return group_->size(); }
 
-  template <class Send, class Receive, class Pack>
-  void start(Send&& send, Receive&& receive, Pack&& pack) {
+  template <class Send, class Receive>
+  void open(Send&& send, Receive&& receive) {
     send_counts_.assign(std::size_t(size()), 0);
     receive_counts_.assign(std::size_t(size()), 0);
     index_t sent = 0, received = 0;
@@ -97,11 +121,15 @@ class HeadExchange {
     }
     sent_ = Tensor<B, T, 1>(*backend_, {sent});
     received_ = Tensor<B, T, 1>(*backend_, {received});
+  }
+
+  template <class Send, class Receive, class Pack>
+  void start(Send&& sent, Receive&& received, Pack&& pack) {
+    open(sent, received);
     T* at = sent_.view().data;
     for (index_t p = 0; p < size(); ++p)
       if (p != here()) pack(p, at);
-    pending_.emplace(group_->start_all_to_all(*backend_, In<T, 1>(sent_.view()), send_counts_,
-                                              received_.view(), receive_counts_));
+    send();
   }
 
   template <class Unpack>
@@ -114,6 +142,16 @@ class HeadExchange {
     sent_ = {}, received_ = {};
   }
 
+  void place(const HeadLane<T>& lane, index_t to, T*& at, HostVector<HeadPart<T>>& places) {
+    const Range heads = (*lane.heads)[std::size_t(to)];
+    if (lane.elements_to_heads(to) == 0) return;
+    if (to == here()) {
+      const Range rows = (*lane.rows)[std::size_t(to)];
+      return places.push_back({lane.inside.rows(rows).data, heads.begin, heads.size()});
+    }
+    places.push_back({at, heads.begin, heads.size()});
+    at += lane.elements_to_heads(to);
+  }
   template <class U>
   void pack_heads(const HeadLane<U>& lane, index_t to, T*& at) {
     const Range heads = (*lane.heads)[std::size_t(to)];
@@ -164,6 +202,7 @@ class HeadExchange {
   B* backend_ = nullptr;
   C* group_ = nullptr;
   std::vector<index_t> send_counts_, receive_counts_;
+  bool own_is_there_ = false;  // it was written to its place
   Tensor<B, T, 1> sent_, received_;
   using Pending = decltype(std::declval<C&>().start_all_to_all(
       std::declval<B&>(), std::declval<In<T, 1>>(), std::declval<std::span<const index_t>>(),

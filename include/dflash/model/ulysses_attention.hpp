@@ -26,10 +26,12 @@ class UlyssesAttention {
     typename LocalAttention<B>::Context local;  // of a group of one
     Tensor<B, T, 3> k, v, dk, dv;               // (stripe's rows, own kv heads, D)
     HeadExchange<B, C> exchange;
-    In<T, 3> k_rows, v_rows;  // (S, kv heads, D), this rank's
+    In<T, 3> rows;  // the shape of this rank's keys, (S, kv heads, D)
   };
   struct Saved {
     typename LocalAttention<B>::Saved local;
+    HeadExchange<B, C> exchange;
+    In<T, 3> q_rows, k_rows;     // the shapes of this rank's, (N * K, heads or kv heads, D)
     In<T, 3> y;                  // (N * K, heads, D), this rank's rows
     Tensor<B, T, 3> q, k, v;     // (all block rows or the ring index's, own heads, D)
     Tensor<B, A, 3> lse;         // (all block rows, own heads, 1), of this stripe's keys
@@ -42,30 +44,46 @@ class UlyssesAttention {
 
   B& backend() const { return *backend_; }
 
-  void begin_context(In<T, 3> k, In<T, 3> v, const AttentionRule& rule, Context& c) const {
-    if (alone()) return local_.begin_context(k, v, rule, c.local);
-    const Spread at(*group_, rule, k.shape[1] * rule.heads.group, k.shape[1], k.shape[2]);
-    const index_t rows = at.plan.layout.stripe(rank()).local(at.plan.context_total);
-    c.k = heads_tensor<T>(rows, at.kv_count, k.shape[2]);
-    c.v = heads_tensor<T>(rows, at.kv_count, k.shape[2]);
-    c.k_rows = k, c.v_rows = v;
+  AttentionPlaces<T> open_context(index_t rows, HeadSizes sizes, const AttentionRule& rule,
+                                  Context& c) const {
+    if (alone()) return local_.open_context(rows, sizes, rule, c.local);
+    const Spread at(*group_, rule, sizes);
+    const index_t all = at.plan.layout.stripe(rank()).local(at.plan.context_total);
+    c.k = heads_tensor<T>(all, at.kv_count, sizes.dim);
+    c.v = heads_tensor<T>(all, at.kv_count, sizes.dim);
+    c.rows = {nullptr, {rows, sizes.kv_heads, sizes.dim}};
     c.exchange = exchange();
-    c.exchange.start_to_heads(at.context(k, c.k), at.context(v, c.v));
+    auto [k, v] = c.exchange.open_to_heads(at.context(c.rows, c.k), at.context(c.rows, c.v));
+    return {{}, std::move(k), std::move(v)};
+  }
+  void begin_context(const AttentionRule&, Context& c) const {
+    if (!alone()) c.exchange.send();
   }
 
-  void forward(In<T, 3> q, In<T, 3> k, In<T, 3> v, const AttentionRule& rule, Out<T, 3> y,
-               Context& c, Saved& s) const {
-    if (alone()) return local_.forward(q, k, v, rule, y, c.local, s.local);
-    const index_t heads = q.shape[1], dim = q.shape[2];
-    const Spread at(*group_, rule, heads, k.shape[1], dim);
+  AttentionPlaces<T> open(index_t rows, HeadSizes sizes, const AttentionRule& rule,
+                          Saved& s) const {
+    if (alone()) return local_.open(rows, sizes, rule, s.local);
+    const Spread at(*group_, rule, sizes);
+    s.q = heads_tensor<T>(at.all_rows, at.query_count, sizes.dim);
+    s.k = heads_tensor<T>(at.ring_rows, at.kv_count, sizes.dim);
+    s.v = heads_tensor<T>(at.ring_rows, at.kv_count, sizes.dim);
+    s.q_rows = {nullptr, {rows, sizes.heads, sizes.dim}};
+    s.k_rows = {nullptr, {rows, sizes.kv_heads, sizes.dim}};
+    s.exchange = exchange();
+    auto [q, k, v] = s.exchange.open_to_heads(at.queries(s.q_rows, s.q), at.keys(s.k_rows, s.k),
+                                              at.keys(s.k_rows, s.v));
+    return {std::move(q), std::move(k), std::move(v)};
+  }
+
+  void forward(const AttentionRule& rule, Out<T, 3> y, Context& c, Saved& s) const {
+    if (alone()) return local_.forward(rule, y, c.local, s.local);
+    const index_t rows = y.shape[0], heads = y.shape[1], dim = y.shape[2];
+    const Spread at(*group_, rule, {heads, s.k_rows.shape[1], dim});
     s.y = y;
-    s.q = heads_tensor<T>(at.all_rows, at.query_count, dim);
-    s.k = heads_tensor<T>(at.ring_rows, at.kv_count, dim);
-    s.v = heads_tensor<T>(at.ring_rows, at.kv_count, dim);
-    auto in = exchange();
-    in.start_to_heads(at.queries(q, s.q), at.keys(k, s.k), at.keys(v, s.v));
-    in.finish_to_heads(at.queries(q, s.q), at.keys(k, s.k), at.keys(v, s.v));
-    c.exchange.finish_to_heads(at.context(c.k_rows, c.k), at.context(c.v_rows, c.v));
+    s.exchange.send();
+    s.exchange.finish_to_heads(at.queries(s.q_rows, s.q), at.keys(s.k_rows, s.k),
+                               at.keys(s.k_rows, s.v));
+    c.exchange.finish_to_heads(at.context(c.rows, c.k), at.context(c.rows, c.v));
 
     auto part = heads_tensor<T>(at.all_rows, at.query_count, dim);
     s.lse = heads_tensor<A>(at.all_rows, at.query_count, 1);
@@ -83,7 +101,7 @@ class UlyssesAttention {
           y_lane);
       return;
     }
-    s.merged_lse = heads_tensor<A>(q.shape[0], heads, 1);
+    s.merged_lse = heads_tensor<A>(rows, heads, 1);
     const auto lse_lane = at.queries(s.merged_lse.view(), s.lse);
     out.start_to_rows(y_lane, lse_lane);
     fill(*backend_, y, T(0));
@@ -100,7 +118,7 @@ class UlyssesAttention {
                 Out<T, 3> dk, Out<T, 3> dv) const {
     if (alone()) return local_.backward(dy, rule, c.local, s.local, dq, dk, dv);
     const index_t heads = dq.shape[1], dim = dq.shape[2];
-    const Spread at(*group_, rule, heads, dk.shape[1], dim);
+    const Spread at(*group_, rule, {heads, dk.shape[1], dim});
     auto delta = heads_tensor<A>(dy.shape[0], heads, 1);
     head_dots(*backend_, s.y, dy, flat(delta));
     auto dy_heads = heads_tensor<T>(at.all_rows, at.query_count, dim);
@@ -127,7 +145,7 @@ class UlyssesAttention {
     const auto q_lane = at.queries(dq, dq_heads);
     const auto k_lane = at.keys(dk, dk_heads), v_lane = at.keys(dv, dv_heads);
     out.start_to_rows(q_lane, k_lane, v_lane);
-    c.exchange.start_to_rows(at.context(c.k_rows, c.dk), at.context(c.v_rows, c.dv));
+    c.exchange.start_to_rows(at.context(c.rows, c.dk), at.context(c.rows, c.dv));
     out.finish_to_rows(
         [&](index_t worker, View<const T, 3> q_piece, View<const T, 3> k_piece,
             View<const T, 3> v_piece) {
@@ -140,13 +158,14 @@ class UlyssesAttention {
 
   void end_context(const AttentionRule& rule, Context& c, Out<T, 3> dk, Out<T, 3> dv) const {
     if (alone()) return local_.end_context(rule, c.local, dk, dv);
-    const Spread at(*group_, rule, dk.shape[1] * rule.heads.group, dk.shape[1], dk.shape[2]);
+    const index_t kv_heads = dk.shape[1];
+    const Spread at(*group_, rule, {kv_heads * rule.heads.group, kv_heads, dk.shape[2]});
     c.exchange.finish_to_rows(
         [&](index_t worker, View<const T, 3> k_piece, View<const T, 3> v_piece) {
           add_heads(k_piece, at.kv_heads, worker, dk);
           add_heads(v_piece, at.kv_heads, worker, dv);
         },
-        at.context(c.k_rows, c.dk), at.context(c.v_rows, c.dv));
+        at.context(c.rows, c.dk), at.context(c.rows, c.dv));
     c.dk = {}, c.dv = {};
   }
 
@@ -158,9 +177,9 @@ class UlyssesAttention {
     index_t all_rows, ring_rows, query_count, kv_count;
     std::vector<Range> query_rows, key_rows, context_rows, query_heads, kv_heads;  // (P)
 
-    Spread(const SequenceParallelGroup<C>& group, const AttentionRule& whole, index_t heads,
-           index_t kv, index_t dim)
-        : plan{group.layout(),     heads, kv, dim, whole.mask.block_size, whole.mask.context_total,
+    Spread(const SequenceParallelGroup<C>& group, const AttentionRule& whole, HeadSizes sizes)
+        : plan{group.layout(),     sizes.heads,           sizes.kv_heads,
+               sizes.dim,          whole.mask.block_size, whole.mask.context_total,
                whole.mask.blocks()},
           rule(whole) {
       plan.check();

@@ -10,17 +10,17 @@
 namespace dflash {
 
 /// This rank's part of one micro-step: the loss of its blocks of its replica's batch, and the
-/// gradients of that loss's numerator, added; is_final(i) is called when that is done for bucket i
-/// of gradient_buckets, in their order. All ranks call it, one whose batch is empty too: it holds
-/// rows of the target's embedding and head that others of its target group need. The head is a
-/// VocabularySlice or a PreparedSlice.
+/// gradients of that loss's numerator, added or written; is_final(i) is called when that is done
+/// for bucket i of gradient_buckets, in their order. All ranks call it, one whose batch is empty
+/// too: it holds rows of the target's embedding and head that others of its target group need. The
+/// head is a VocabularySlice or a PreparedSlice.
 template <class Model, Backend B, Communicator C, class Head, class IsFinal = IgnoreBuckets>
 LossResult micro_step(const Model& model, SequenceParallelGroup<C>& group,
                       TensorParallelGroup<C>& target_group,
                       VocabularySlice<typename B::value_type> embedding, const Head& head,
                       const Batch<B>& batch, const LossOptions& options,
                       const Parameters<B>& weights, Gradients<B>& gradients,
-                      const IsFinal& is_final = {}) {
+                      const IsFinal& is_final = {}, Result result = Result::added) {
   using Matrix = Tensor<B, typename B::value_type, 2>;
   B& backend = model.backend();
   const DraftConfig& config = model.config();
@@ -35,10 +35,12 @@ LossResult micro_step(const Model& model, SequenceParallelGroup<C>& group,
   const LossResult loss = vocabulary_parallel_draft_loss(
       backend, target_group, head, saved.output.view(), batch.labels, batch.weights,
       config.block_size, group.rank() == 0 ? batch.samples : 0, options, doutput.view());
-  if (batch.samples > 0)
-    model.backward(weights, batch, saved, doutput.view(), gradients, is_final);
-  else
-    for (index_t i = 0; i <= config.layers; ++i) is_final(i);
+  if (batch.samples > 0) {
+    model.backward(weights, batch, saved, doutput.view(), gradients, is_final, result);
+    return loss;
+  }
+  if (result == Result::written) fill(backend, gradients.flat(), 0);
+  for (index_t i = 0; i <= config.layers; ++i) is_final(i);
   return loss;
 }
 

@@ -235,8 +235,9 @@ struct TrainingPlan {
     const DFlashShape& s = config.shape;
     const Part p = part(rank);
     const bool alone = layout.ranks() == 1;
-    const index_t block = p.rows * (3 * s.hidden + 3 * p.q + 3 * p.kv + 3 * s.intermediate),
-                  context = p.context * 3 * p.kv,
+    const index_t heads = alone ? p.q + 2 * p.kv : 0, keys = alone ? 2 * p.kv : 0;
+    const index_t block = p.rows * (3 * s.hidden + 2 * p.q + p.kv + heads + 3 * s.intermediate),
+                  context = p.context * (p.kv + keys),
                   worker = p.all_rows * p.query + 2 * (p.ring_rows + p.stripe) * p.key;
     const index_t lse =
         alone ? p.rows * s.heads : p.all_rows * p.lse + (layout.ring > 1 ? p.rows * s.heads : 0);
@@ -254,16 +255,18 @@ struct TrainingPlan {
   index_t backward_bytes(index_t rank) const {
     const DFlashShape& s = config.shape;
     const Part p = part(rank);
-    const index_t rows = 4 * p.rows * s.hidden + p.context * s.hidden;
+    const index_t ranks = layout.ranks();
+    const auto exchanged = [&](index_t n) { return n * (ranks - 1) / ranks; };  // not the own part
+    const index_t rows = 2 * p.rows * s.hidden + p.context * s.hidden;
     const index_t context =
-        layout.ranks() == 1 ? 2 * p.context * p.kv : 4 * p.stripe * p.key + 2 * p.context * p.kv;
+        ranks == 1 ? 2 * p.context * p.kv
+                   : 2 * p.stripe * p.key + exchanged(2 * p.stripe * p.key + 2 * p.context * p.kv);
     const index_t mlp = p.rows * (3 * s.intermediate + s.hidden),
-                  attention =
-                      p.rows * (2 * p.q + 2 * p.kv + s.hidden) + 2 * p.all_rows * p.query +
-                      2 * p.ring_rows * p.key +
-                      (layout.ranks() == 1 ? 0
-                                           : p.rows * (p.q + 2 * p.kv) + context +
-                                                 p.all_rows * p.query + 2 * p.ring_rows * p.key);
+                  heads =
+                      p.rows * (p.q + 2 * p.kv) + p.all_rows * p.query + 2 * p.ring_rows * p.key,
+                  attention = p.rows * (2 * p.q + 2 * p.kv + s.hidden) + 2 * p.all_rows * p.query +
+                              2 * p.ring_rows * p.key +
+                              (ranks == 1 ? 0 : exchanged(heads) + context);
     return (rows + context + std::max(mlp, attention + key_sums(p))) * bytes.value;
   }
 
