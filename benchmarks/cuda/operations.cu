@@ -212,6 +212,17 @@ void head_tiles(B& b, const Table& table, index_t rows) {
                                                           nll.view(), correct.view(), dx.view(),
                                                           {tile_rows, words});
           });
+  for (index_t words : {4096, 8192, 16384}) {
+    const Float8Head<T> quantised(b, w.view(), words);
+    for (index_t tile_rows : {1020, 2048, 4096})
+      table.operations(
+          ("fp8, " + std::to_string(tile_rows) + " x " + std::to_string(words)).c_str(), work, [&] {
+            using namespace dflash::cuda::detail;
+            run_over_logits<T>(b, x.view(), quantised, label.view(), b.fault(), tile_rows,
+                               whole_cross_entropy<T>(b, x.view(), w.view(), label.view(),
+                                                      nll.view(), correct.view(), dx.view()));
+          });
+  }
 }
 
 }  // namespace

@@ -409,7 +409,7 @@ TEST_CASE_TEMPLATE("products with weights in whole numbers are the CPU's", T, fl
     std::fill_n(w.begin(), in, 0.0f);  // a row without a scale
     Floats y(at(n * out));
     OnDevice<T> tx(on.cuda, x), ty(on.cuda, y);
-    const auto frozen = [&] {
+    const auto frozen = [&, in = in, out = out] {
       OnDevice<T> goes(on.cuda, w);
       return freeze_int8<T>(on.cuda, goes.matrix(out, in));
     }();

@@ -195,14 +195,15 @@ void rms_norm(CudaBackend<T>& backend, In<T, 2> x, In<T, 1> scale, float eps, Ou
   expects(y.shape[0] == rows && y.shape[1] == columns && scale.shape[0] == columns &&
               rstd.shape[0] == rows,
           "rms_norm: shapes differ");
-  cuda::for_row_shape<4>(cuda::are_vectors<T>(columns, {x.data, scale.data, y.data}), columns,
-                         [&]<int vectors, class Team>(cuda::HeldRow<vectors>, Team, int threads) {
-                           cuda::launch(backend.stream(),
-                                        cuda::detail::rms_norm_for<vectors, Team, T>(),
-                                        cuda::blocks_for(rows, Team::in_block(threads)),
-                                        unsigned(threads), cuda::warp_size * sizeof(float), x.data,
-                                        scale.data, eps, rows, columns, y.data, rstd.data);
-                         });
+  cuda::for_row_shape<4>(
+      cuda::are_vectors<T>(columns, {x.data, scale.data, y.data}), columns,
+      [&]<int vectors, class Team>(cuda::HeldRow<vectors>, Team, int threads) {
+        cuda::launch(
+            backend.stream(), cuda::detail::rms_norm_for<vectors, Team, T>(),
+            cuda::blocks_for(rows, Team::in_block(threads) * cuda::detail::rows_at_once<vectors>),
+            unsigned(threads), cuda::warp_size * sizeof(float), x.data, scale.data, eps, rows,
+            columns, y.data, rstd.data);
+      });
 }
 
 /// Adds to dx and dscale.

@@ -18,15 +18,48 @@ namespace dflash {
 
 namespace cuda::detail {
 
-inline constexpr int head_threads = 256;
+inline constexpr int head_threads = 128;
 inline constexpr index_t largest_turned_head = 256;
+
+/// `width` numbers as they lie in memory.
+template <int width, class T>
+struct Kept {
+  Packed<T> packed = {};
+  __device__ __forceinline__ void read(const T* from) { packed.read(from); }
+  __device__ __forceinline__ void numbers(float (&to)[width]) const { packed.numbers(to); }
+};
+template <class T>
+struct Kept<1, T> {
+  float number = 0;
+  __device__ __forceinline__ void read(const T* from) { number = to_float(*from); }
+  __device__ __forceinline__ void numbers(float (&to)[1]) const { to[0] = number; }
+};
 
 /// The pairs (i, i + half) of a head that a thread of a team holds: `count` vectors of `width` in
 /// each half.
-template <int width, int lanes, int count>
+template <int width_, int lanes, int count_>
 struct HeldPairs {
   using Team = LaneTeam<lanes>;
-  static constexpr int lanes_of_team = lanes;
+  static constexpr int width = width_, count = count_, lanes_of_team = lanes;
+
+  /// The same places of two arrays, such as both halves of a head, or cosines and sines.
+  template <class T>
+  struct Stored {
+    Kept<width, T> low[count], high[count];
+    __device__ __forceinline__ void read(index_t half, const T* lower, const T* upper) {
+      each(half, [&](int k, index_t i) {
+        low[k].read(lower + i);
+        high[k].read(upper + i);
+      });
+    }
+    __device__ __forceinline__ HeldPairs numbers() const {
+      HeldPairs pairs;
+#pragma unroll
+      for (int k = 0; k < count; ++k) low[k].numbers(pairs.low[k]), high[k].numbers(pairs.high[k]);
+      return pairs;
+    }
+  };
+
   float low[count][width] = {}, high[count][width] = {};
 
   /// f(k, i) for each vector k of this thread, the one of pairs i to i + width.
@@ -39,13 +72,6 @@ struct HeldPairs {
     }
   }
   template <class T>
-  __device__ __forceinline__ void read(index_t half, const T* head) {
-    each(half, [&](int k, index_t i) {
-      load<width>(head + i, low[k]);
-      load<width>(head + half + i, high[k]);
-    });
-  }
-  template <class T>
   __device__ __forceinline__ void write(index_t half, T* head) const {
     each(half, [&](int k, index_t i) {
       store<width>(low[k], head + i);
@@ -54,22 +80,22 @@ struct HeldPairs {
   }
   /// The pairs turned by their row's angles, times sign.
   template <class T>
-  __device__ __forceinline__ void turn(index_t half, const T* cosines, const T* sines, float sign) {
-    each(half, [&](int k, index_t i) {
+  __device__ __forceinline__ void turn(const Stored<T>& angles, float sign) {
+#pragma unroll
+    for (int k = 0; k < count; ++k) {
       float c[width], s[width];
-      load<width>(cosines + i, c);
-      load<width>(sines + i, s);
+      angles.low[k].numbers(c), angles.high[k].numbers(s);
 #pragma unroll
       for (int j = 0; j < width; ++j) {
         const float a = low[k][j], b = high[k][j], by = sign * s[j];
         low[k][j] = a * c[j] - b * by;
         high[k][j] = b * c[j] + a * by;
       }
-    });
+    }
   }
   /// f(a number, its counterparts in `others`) for all of this thread.
   template <class F, class... Others>
-  __device__ __forceinline__ void with(F f, Others&... others) {
+  __device__ __forceinline__ void with(F f, const Others&... others) {
 #pragma unroll
     for (int k = 0; k < count; ++k)
 #pragma unroll
@@ -88,31 +114,45 @@ struct HeadParts {
   int count;
 };
 
-/// A team for each of `rows` heads of rows.
+/// Heads of a row that a team takes at once: they share its angles.
+inline constexpr int heads_at_once = 4;
+
+/// A team for each group of heads of a row.
 template <class Pairs, class T>
 __global__ void __launch_bounds__(head_threads)
     rms_norm_rope_kernel(const T* x, const T* w, float eps, const T* cosines, const T* sines,
                          index_t rows, index_t heads, index_t half, const HeadParts<T> parts,
                          float* rstd) {
   using Team = typename Pairs::Team;
-  const index_t row = index_t(blockIdx.x) * Team::in_block(head_threads) + Team::index();
-  const index_t mine = row < rows ? half : 0, dim = 2 * half;
-  Pairs head, scale;
-  head.read(mine, x + row * dim);
-  scale.read(mine, w);
-  float sum = 0;
-  head.with([&](float v) { sum += v * v; });
-  const float r = 1.0f / sqrtf(Team::sum(sum, nullptr) / float(dim) + eps);
-  head.with([=](float& v, float s) { v = v * r * s; }, scale);
-  if (row >= rows) return;
-  const Cell at = cell(row, heads);
-  head.turn(half, cosines + at.row * half, sines + at.row * half, 1);
-  for (int p = 0; p < parts.count; ++p) {
-    const HeadPart<T>& part = parts.part[p];
-    const index_t h = at.column - part.first;
-    if (h >= 0 && h < part.count) head.write(half, part.data + (at.row * part.count + h) * dim);
+  constexpr int teams = head_threads / Pairs::lanes_of_team;
+  const index_t groups = (heads + heads_at_once - 1) / heads_at_once, dim = 2 * half;
+  const Cell group = cell(index_t(blockIdx.x) * teams + Team::index(), groups);
+  const index_t n = group.row, first = group.column * heads_at_once;
+  const auto is_one = [=](int k) { return n < rows && first + k < heads; };
+  typename Pairs::template Stored<T> held[heads_at_once], angles, scale;
+#pragma unroll
+  for (int k = 0; k < heads_at_once; ++k) {
+    const T* const head = x + (n * heads + first + k) * dim;
+    held[k].read(is_one(k) ? half : 0, head, head + half);
   }
-  if (Team::member() == 0) rstd[row] = r;
+  angles.read(n < rows ? half : 0, cosines + n * half, sines + n * half);
+  scale.read(half, w, w + half);
+#pragma unroll
+  for (int k = 0; k < heads_at_once; ++k) {
+    Pairs head = held[k].numbers();
+    float sum = 0;
+    head.with([&](float v) { sum += v * v; });
+    const float r = 1.0f / sqrtf(Team::sum(sum, nullptr) / float(dim) + eps);
+    if (!is_one(k)) continue;
+    head.with([=](float& v, float s) { v = v * r * s; }, scale.numbers());
+    head.turn(angles, 1);
+    for (int p = 0; p < parts.count; ++p) {
+      const HeadPart<T>& part = parts.part[p];
+      const index_t h = first + k - part.first;
+      if (h >= 0 && h < part.count) head.write(half, part.data + (n * part.count + h) * dim);
+    }
+    if (Team::member() == 0) rstd[n * heads + first + k] = r;
+  }
 }
 
 /// x and dy of the heads that a team works on, one turn after the other: read when asked for.
@@ -133,9 +173,9 @@ class HeadsInPlace {
 
  private:
   __device__ __forceinline__ static Pairs read(const T* from, index_t row, index_t half) {
-    Pairs head;
-    head.read(half, from + row * 2 * half);
-    return head;
+    typename Pairs::template Stored<T> head;
+    head.read(half, from + row * 2 * half, from + row * 2 * half + half);
+    return head.numbers();
   }
   const T *x_, *dy_;
 };
@@ -180,46 +220,52 @@ class HeadsAhead {
   Ring ring_;
 };
 
-/// Each block a part of `each` heads of rows; part(p, d) is what these add to dw(d).
+/// Each block a part of `turns` heads of rows for each team, which takes neighbours: mostly of one
+/// row, whose angles it keeps. part(p, d) is what they add to dw(d).
 template <class Pairs, class Heads, class T>
 __global__ void __launch_bounds__(head_threads, 2)
     rms_norm_rope_backward_kernel(const T* x, const T* w, const float* rstd, const T* cosines,
-                                  const T* sines, const T* dy, index_t rows, index_t each,
+                                  const T* sines, const T* dy, index_t rows, index_t turns,
                                   index_t heads, index_t half, T* dx, float* part) {
   using Team = typename Pairs::Team;
   constexpr int teams = head_threads / Pairs::lanes_of_team;
-  const index_t p = blockIdx.x, first = p * each, end = first + each < rows ? first + each : rows,
-                dim = 2 * half;
-  const auto row_of = [=](index_t turn) { return first + turn * teams + Team::index(); };
+  const index_t dim = 2 * half, first = (blockIdx.x * teams + Team::index()) * turns;
+  const auto mine = [=](index_t turn) {
+    return turn < turns && first + turn < rows ? half : index_t(0);
+  };
   Heads given(x, dy);
-  for (int turn = 0; turn < Heads::ahead; ++turn)
-    given.begin(turn, row_of(turn), row_of(turn) < end ? half : 0);
+  for (int turn = 0; turn < Heads::ahead; ++turn) given.begin(turn, first + turn, mine(turn));
+  typename Pairs::template Stored<T> angles, scale;
+  scale.read(half, w, w + half);
   Pairs sums;
-  for (index_t turn = 0; first + turn * teams < end; ++turn) {
-    const index_t row = row_of(turn), next = row_of(turn + Heads::ahead);
-    const index_t mine = row < end ? half : 0, n = cell(row, heads).row;
-    const float r = row < end ? rstd[row] : 0;
-    Heads::wait();
-    Pairs out = given.dy(turn, row, mine);
-    out.turn(mine, cosines + n * half, sines + n * half, -1);
-    float dot = 0;
-    {  // x and w are read again: more heads at once need their registers
-      Pairs in = given.x(turn, row, mine), scale;
-      scale.read(mine, w);
-      out.with([&](float d, float v, float s) { dot += d * v * s; }, in, scale);
+  index_t n = -1;
+  float next_rstd = first < rows ? rstd[first] : 0;
+  for (index_t turn = 0; turn < turns; ++turn) {
+    const index_t row = first + turn;
+    const float r = next_rstd;
+    const index_t of = cell(row, heads).row;
+    if (mine(turn) > 0 && of != n) {
+      n = of;
+      angles.read(half, cosines + n * half, sines + n * half);
     }
-    given.begin(turn + Heads::ahead, next, next < end ? half : 0);
+    next_rstd = row + 1 < rows ? rstd[row + 1] : 0;
+    Heads::wait();
+    Pairs out = given.dy(turn, row, mine(turn));
+    out.turn(angles, -1);
+    float dot = 0;
+    out.with([&](float d, float v, float s) { dot += d * v * s; }, given.x(turn, row, mine(turn)),
+             scale.numbers());
+    given.begin(turn + Heads::ahead, row + Heads::ahead, mine(turn + Heads::ahead));
     const float shrink = Team::sum(dot, nullptr) / float(dim) * r * r * r;
-    Pairs in = given.x(turn, row, mine), scale;
-    scale.read(mine, w);
+    const Pairs in = given.x(turn, row, mine(turn));
     sums.with([=](float& sum, float d, float v) { sum += d * v * r; }, out, in);
-    out.with([=](float& d, float v, float s) { d = r * d * s - shrink * v; }, in, scale);
-    out.write(mine, dx + row * dim);
+    out.with([=](float& d, float v, float s) { d = r * d * s - shrink * v; }, in, scale.numbers());
+    out.write(mine(turn), dx + row * dim);
   }
   copy_async_wait<0>();
   __syncthreads();  // where heads came ahead, sums come now
   sums.write(half, TeamSums::of_team(Team::index(), dim));
-  TeamSums::join(teams, dim, part + p * dim);
+  TeamSums::join(teams, dim, part + blockIdx.x * dim);
 }
 
 /// f(HeldPairs, x and dy in backward) for heads of half pairs, as vectors if they may be.
@@ -245,19 +291,20 @@ template <class T>
 void rms_norm_rope(CudaBackend<T>& backend, In<T, 3> x, In<T, 1> w, float eps, In<T, 2> cos,
                    In<T, 2> sin, HeadPlaces<T> y, Out<float, 1> rstd) {
   using namespace cuda::detail;
-  const index_t heads = x.shape[1], half = x.shape[2] / 2, rows = rstd.shape[0];
-  detail::expect_turned_heads<T>(x, w, cos, sin, rows);
+  const index_t rows = x.shape[0], heads = x.shape[1], half = x.shape[2] / 2;
+  detail::expect_turned_heads<T>(x, w, cos, sin, rstd.shape[0]);
   detail::expect_places<T>(y, heads);
   expects(2 * half <= largest_turned_head, "rms_norm_rope: a head has at most 256 numbers");
   bool vectors = cuda::are_vectors<T>(half, {x.data, w.data, cos.data, sin.data});
   for (const HeadPart<T>& part : y) vectors = vectors && cuda::is_aligned(part.data, cuda::wide);
   for_turned_head<T>(vectors, half, [&]<class Pairs, class>() {
+    const index_t groups = (heads + heads_at_once - 1) / heads_at_once;
     std::size_t next = 0;
     do {  // without parts, too: rstd is to be written
       HeadParts<T> some = {};
       while (some.count < some.most && next < y.size()) some.part[some.count++] = y[next++];
       cuda::launch(backend.stream(), rms_norm_rope_kernel<Pairs, T>,
-                   cuda::blocks_for(rows, Pairs::Team::in_block(head_threads)),
+                   cuda::blocks_for(rows * groups, Pairs::Team::in_block(head_threads)),
                    unsigned(head_threads), 0, x.data, w.data, eps, cos.data, sin.data, rows, heads,
                    half, some, rstd.data);
     } while (next < y.size());
@@ -281,13 +328,14 @@ void rms_norm_rope_backward(CudaBackend<T>& backend, In<T, 3> x, In<T, 1> w, In<
       cuda::are_vectors<T>(half, {x.data, w.data, cos.data, sin.data, dy.data, dx.data});
   for_turned_head<T>(vectors, half, [&]<class Pairs, class Heads>() {
     constexpr int teams = Pairs::Team::in_block(head_threads);
-    const cuda::RowParts parts(rows, teams, 512);
-    auto part = backend.template allocate<float>(parts.count * dim);
-    cuda::launch(backend.stream(), rms_norm_rope_backward_kernel<Pairs, Heads, T>,
-                 unsigned(parts.count), unsigned(head_threads),
-                 cuda::TeamSums::bytes(teams, dim, Heads::bytes), x.data, w.data, rstd.data,
-                 cos.data, sin.data, dy.data, rows, parts.each, heads, half, dx.data, part.data());
-    cuda::add_parts(backend, part.data(), parts.count, dim, dw.data);
+    const cuda::RowParts runs(rows, 1, 512 * teams);
+    const unsigned parts = cuda::blocks_for(runs.count, teams);
+    auto part = backend.template allocate<float>(index_t(parts) * dim);
+    cuda::launch(backend.stream(), rms_norm_rope_backward_kernel<Pairs, Heads, T>, parts,
+                 unsigned(head_threads), cuda::TeamSums::bytes(teams, dim, Heads::bytes), x.data,
+                 w.data, rstd.data, cos.data, sin.data, dy.data, rows, runs.each, heads, half,
+                 dx.data, part.data());
+    cuda::add_parts(backend, part.data(), parts, dim, dw.data);
   });
 }
 
