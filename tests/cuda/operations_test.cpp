@@ -103,7 +103,7 @@ TEST_CASE_TEMPLATE("rms_norm and its backward are the CPU's", T, float, bfloat16
   // Rows that a team holds in one or several vectors, or cannot; so many that teams go on to
   // others.
   for (const std::array<index_t, 2> more :
-       {std::array<index_t, 2>{9, 200}, {6, 600}, {5, 1041}, {3, 4112}, {2, 8200}, {9000, 8}})
+       {std::array<index_t, 2>{9, 200}, {6, 600}, {5, 1041}, {3, 4112}, {2, 8200}, {1030, 264}})
     all.push_back(more);
   for (auto [rows, columns] : all) {
     const index_t n = rows * columns;
@@ -172,6 +172,7 @@ TEST_CASE_TEMPLATE("heads are normalised, turned and placed as by the CPU", T, f
                                   {2, 2, 250},
                                   {7, 2, 48},
                                   {2100, 8, 16}}) {
+    if (rows > 1000 && std::is_same_v<T, float>) continue;  // once is enough
     const index_t n = rows * heads * dim, half = dim / 2;
     const auto x = numbers<T>(n, 1), w = numbers<T>(dim, 2), dy = numbers<T>(n, 3),
                c = numbers<T>(rows * half, 4), s = numbers<T>(rows * half, 5);
