@@ -113,8 +113,9 @@ int main(int argc, char** argv) {
     if (dataset.size() == 0) throw Error(options.store.string() + " holds no samples");
     const StoreDescription& store = dataset.description();
     const DraftConfig config = options.draft_config(store.layer_ids, store.block_size);
-    const TrainingPlan plan = options.training_plan(
-        config, launcher.ranks(), store.rows / store.samples, size_of(store.dtype));
+    TrainingPlan plan = options.training_plan(config, launcher.ranks(), store.rows / store.samples,
+                                              size_of(store.dtype));
+    plan.batches = 2;  // Prefetch makes one ahead
     if (options.plan) {
       if (launcher.first()) std::cout << plan.text();
       return 0;

@@ -26,6 +26,7 @@ struct TrainingPlan {
   index_t samples = 1;          // of a replica in a micro-step
   index_t sample_tokens = 0;    // of each; its context ends before its last anchor, so at most that
   index_t sample_blocks = 0;    // of each
+  index_t batches = 1;          // in memory: the one in use, and what is made ahead
   NumberBytes bytes = {};       // of weights and activations; of gradients and sums
   index_t stored_bytes = 2;     // of a stored feature; 0: nothing is read
   index_t chunk_rows = 1024;    // supervised rows that the head takes at once
@@ -65,7 +66,7 @@ struct TrainingPlan {
     std::vector<Item> items{{"weights", n * bytes.value},
                             {"gradients", n * bytes.sum},
                             {"optimizer", (2 + masters) * slice * bytes.sum},
-                            {"features", batch_bytes(rank)},
+                            {"features", batches * batch_bytes(rank)},
                             {"saved activations", saved_bytes(rank)},
                             {"working memory", std::max({backward_bytes(rank), loss_bytes(rank),
                                                          capture_bytes(rank)})}};
