@@ -5,9 +5,9 @@
 // (medians); what making a batch takes alone; the share of the device's bf16 peak that the products
 // reach; and the memory in use.
 //   training_step_cuda [--steps 10] [--layers 5] [--head-rows N] [--peak-tflops 989] [S anchors]...
-// Without sizes: S 768, 3072, 32768 with 256 and 512 anchors. `--longest [S]` finds the longest S,
-// from there on, that fits with 256 anchors and no batch made ahead; `--profile` lets a profiler
-// see one more step of each size (ncu
+// `--float8-head` makes the head's products in fp8. Without sizes: S 768, 3072, 32768 with 256 and
+// 512 anchors. `--longest [S]` finds the longest S, from there on, that fits with 256 anchors and
+// no batch made ahead; `--profile` lets a profiler see one more step of each size (ncu
 // --profile-from-start off).
 
 #include <cuda_profiler_api.h>
@@ -18,6 +18,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
+#include <optional>
 #include <string>
 #include <thread>
 #include <utility>
@@ -164,6 +165,7 @@ class Trainer {
   }
 
   const DraftConfig& config() const { return config_; }
+  void use_float8_head() { float8_head_.emplace(float8_head(backend_, head_.view())); }
   B& backend() { return backend_; }
 
   Batch<B> batch(const MadeUpSample& made_up, index_t anchors, index_t epoch) {
@@ -189,9 +191,12 @@ class Trainer {
     model_.forward(weights_, embedding_.view(), batch, saved);
     lap(&Times::forward);
     Tensor<B, T, 2> doutput(backend_, {batch.tokens.size(), config_.shape.hidden});
+    const auto loss_under = [&](const auto& head) {
+      return draft_loss(backend_, head, saved.output.view(), batch.labels, batch.weights,
+                        config_.block_size, batch.samples, loss_options_, doutput.view());
+    };
     const LossResult loss =
-        draft_loss(backend_, head_.view(), saved.output.view(), batch.labels, batch.weights,
-                   config_.block_size, batch.samples, loss_options_, doutput.view());
+        float8_head_ ? loss_under(*float8_head_) : loss_under(In<T, 2>(head_.view()));
     lap(&Times::head);
     model_.backward(weights_, batch, saved, doutput.view(), gradients_, IgnoreBuckets{},
                     Result::written);
@@ -213,6 +218,7 @@ class Trainer {
   Parameters<B> weights_;
   Gradients<B> gradients_;
   Tensor<B, T, 2> embedding_, head_;
+  std::optional<Float8Head<T>> float8_head_;
   std::unique_ptr<AdamW<B>> optimizer_;
 };
 
@@ -319,7 +325,7 @@ int main(int count, char** arguments) {
   index_t layers = 5;
   double peak = 989;
   LossOptions loss_options;
-  bool longest = false, profile = false;
+  bool longest = false, profile = false, float8 = false;
   std::vector<index_t> numbers;
   for (int i = 1; i < count; ++i) {
     const std::string flag = arguments[i];
@@ -334,6 +340,8 @@ int main(int count, char** arguments) {
       peak = value();
     else if (flag == "--longest")
       longest = true;
+    else if (flag == "--float8-head")
+      float8 = true;
     else if (flag == "--profile")
       profile = true;
     else
@@ -351,6 +359,7 @@ int main(int count, char** arguments) {
   cuda_expects(cudaGetDeviceProperties(&properties, 0), "the device");
   std::printf("%s, bf16, %d steps of one sample\n", properties.name, steps);
   Trainer trainer(layers, loss_options);
+  if (float8) trainer.use_float8_head();
   for (std::size_t i = 0; i + 1 < numbers.size(); i += 2) {
     const MadeUpSample sample(trainer.config(), numbers[i], std::min<index_t>(numbers[i], 1 << 16));
     measure(trainer, sample, numbers[i + 1], steps, peak);
