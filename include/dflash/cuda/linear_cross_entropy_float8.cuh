@@ -13,7 +13,7 @@ namespace dflash {
 
 namespace cuda::detail {
 
-inline constexpr index_t float8_tile_rows = 1024;
+inline constexpr index_t float8_tile_rows = 4096;
 
 /// How a tile's product enters a row's sum: sum = keep * sum + take * product.
 struct TileShare {
