@@ -17,7 +17,7 @@ struct HopperForward {
   bfloat16* y;
   float* lse;
   const SeenKeys* seen = nullptr;  // of the warp's rows
-  const bfloat16* q = nullptr;     // of the group's
+  std::uint64_t q = 0;             // the group's, described
   Accumulator<1, D / 8> out;
   Accumulator<1, N> score;
   std::uint32_t p[1][N / 2][4];
@@ -29,25 +29,25 @@ struct HopperForward {
       : a(shape), y(to), lse(lse_of_rows) {}
   __device__ __forceinline__ void begin(const HopperWork<D>& work, int, const bfloat16* rows, int,
                                         int first) {
-    q = rows;
+    q = describe(rows);
     seen = work.rows.seen + first;
     clear<1, D / 8>(out);
     softmax = {};
   }
   template <class Ring>
   __device__ __forceinline__ void begin_scores(Ring& ring, const typename Ring::Place& place) {
-    multiply_panels<D>(score[0], q, ring.stage[place.at].k);
+    multiply_panels<D>(score[0], q, ring.k(place));
   }
   template <int pending>
-  __device__ __forceinline__ void weigh(const KeyTile& now, const WarpKeys (&keys)[2]) {
+  __device__ __forceinline__ void weigh(const KeyTile& now, bool all_seen) {
     wait_group_products<pending>(score[0]);
-    if (!keys[now.own ? 1 : 0].sees_all(now, HopperCut<D>::tile)) hide<1, N>(score, seen, now);
+    if (!all_seen) hide<1, N>(score, seen, now);
     same = softmax.template weigh<N>(score, a.scale * log2_e, shrink);
     settle(softmax.sum[0][0] + softmax.sum[0][1]);
   }
   template <class Ring>
   __device__ __forceinline__ void begin_sum(Ring& ring, const typename Ring::Place& place) {
-    multiply_values<D>(out[0], p, ring.stage[place.at].v);
+    multiply_values<D>(out[0], p, ring.v_values(place));
   }
   __device__ __forceinline__ void end_scores() {}
   __device__ __forceinline__ void end_sum() { wait_group_products<0>(out[0]); }
@@ -101,8 +101,8 @@ void launch_attention_hopper(CudaBackend<bfloat16>& backend, const AttentionPlan
                              float* lse) {
   const HopperItems items(plan, HopperCut<D>::rows, 0);
   launch(backend.stream(), attention_hopper_kernel<D>, items.blocks(backend.multiprocessors()),
-         HopperCut<D>::threads, sizeof(HopperForwardRing<D>) + panel_alignment, plan.shape(), items,
-         q, key_maps(kv), y, lse);
+         HopperCut<D>::threads, sizeof(HopperForwardRing<D>), plan.shape(), items, q, key_maps(kv),
+         y, lse);
 }
 
 }  // namespace dflash::cuda

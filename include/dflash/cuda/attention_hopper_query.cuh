@@ -24,8 +24,8 @@ struct HopperQueryGradient {
   const AttentionShape& a;
   HopperQueryShared<D>& shared;
   bfloat16* dq;
-  const SeenKeys* seen = nullptr;              // of the warp's rows
-  const bfloat16 *q = nullptr, *dy = nullptr;  // of the group's
+  const SeenKeys* seen = nullptr;  // of the warp's rows
+  std::uint64_t q = 0, dy = 0;     // the group's, described
   float base[1][2], delta[1][2];
   Accumulator<1, D / 8> sum;
   Accumulator<1, N> p, dp;  // p: scores first
@@ -37,8 +37,8 @@ struct HopperQueryGradient {
   __device__ __forceinline__ void begin(const HopperWork<D>& work, int at, const bfloat16* rows,
                                         int group, int first) {
     seen = work.rows.seen + first;
-    q = rows;
-    dy = shared.dy + group * HopperCut<D>::tile_size;
+    q = describe(rows);
+    dy = describe(shared.dy + group * HopperCut<D>::tile_size);
     wait(shared.dy_here, unsigned(at));
     of_rows<1>(shared.base + first, base);
     of_rows<1>(shared.delta + first, delta);
@@ -46,20 +46,20 @@ struct HopperQueryGradient {
   }
   template <class Ring>
   __device__ __forceinline__ void begin_scores(Ring& ring, const typename Ring::Place& place) {
-    multiply_panels<D>(p[0], q, ring.stage[place.at].k);
-    multiply_panels<D>(dp[0], dy, ring.stage[place.at].v);
+    multiply_panels<D>(p[0], q, ring.k(place));
+    multiply_panels<D>(dp[0], dy, ring.v(place));
   }
   template <int pending>
-  __device__ __forceinline__ void weigh(const KeyTile& now, const WarpKeys (&keys)[2]) {
+  __device__ __forceinline__ void weigh(const KeyTile& now, bool all_seen) {
     wait_group_products<pending>(p[0]);
     wait_group_products<pending>(dp[0]);
-    if (!keys[now.own ? 1 : 0].sees_all(now, HopperCut<D>::tile)) hide<1, N>(p, seen, now);
+    if (!all_seen) hide<1, N>(p, seen, now);
     softmax_backward<1, N>(p, dp, a.scale * log2_e, base, delta);
     settle(dp[0][0][0] + dp[0][N - 1][3]);
   }
   template <class Ring>
   __device__ __forceinline__ void begin_sum(Ring& ring, const typename Ring::Place& place) {
-    multiply_values<D>(sum[0], ds, ring.stage[place.at].k);
+    multiply_values<D>(sum[0], ds, ring.k_values(place));
   }
   __device__ __forceinline__ void end_scores() { arrive_as_warp(shared.dy_free); }
   __device__ __forceinline__ void end_sum() { wait_group_products<0>(sum[0]); }
@@ -114,8 +114,8 @@ void launch_query_gradient_hopper(CudaBackend<bfloat16>& backend,
                                   const bfloat16* dy, bfloat16* dq) {
   const HopperItems items(plan, HopperCut<D>::rows, 1);
   launch(backend.stream(), query_gradient_hopper_kernel<D>, items.blocks(backend.multiprocessors()),
-         HopperCut<D>::threads, sizeof(HopperQueryShared<D>) + panel_alignment, plan.shape(), items,
-         q, key_maps(kv), lse, delta, dy, dq);
+         HopperCut<D>::threads, sizeof(HopperQueryShared<D>), plan.shape(), items, q, key_maps(kv),
+         lse, delta, dy, dq);
 }
 
 }  // namespace dflash::cuda

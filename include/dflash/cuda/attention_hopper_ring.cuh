@@ -17,6 +17,24 @@ struct HopperWork {
   WarpKeys group_keys[Cut::groups][2];
 };
 
+/// What the groups must know of a tile of keys at once: whether there is one, and for each group
+/// whether some of its rows see some of it, and whether all see all.
+struct SeenTile {
+  unsigned bits;
+
+  __device__ SeenTile(const KeyTile& tile, const WarpKeys (&keys)[2][2], int tile_keys)
+      : bits(tile.exists() ? 1 : 0) {
+    for (int group = 0; group < 2; ++group) {
+      const WarpKeys& k = keys[group][tile.own ? 1 : 0];
+      if (k.sees(tile)) bits |= 2u << 2 * group;
+      if (k.sees_all(tile, tile_keys)) bits |= 4u << 2 * group;
+    }
+  }
+  __device__ bool exists() const { return (bits & 1) != 0; }
+  __device__ bool some(int group) const { return (bits >> 2 * group & 2) != 0; }
+  __device__ bool all(int group) const { return (bits >> 2 * group & 4) != 0; }
+};
+
 /// The tiles of query rows of all key/value heads, which blocks of threads take in turn: the first
 /// by their number, then whichever `next` counts.
 struct HopperItems {
@@ -55,9 +73,24 @@ struct KeyRing {
   Barrier here[stages], copied[stages], free[stages];
   Barrier planned[2], q_here[2], done[2];
   KeyTile tile[stages];
+  SeenTile seen[stages];
   KeyTiles<Cut::tile> tiles;
   Work work[2];
   int next_item;
+
+  /// Descriptions of a stage's keys and values, from those of the first.
+  __device__ __forceinline__ std::uint64_t k(const Place& place) const {
+    return behind(describe(stage[0].k), unsigned(place.at) * unsigned(sizeof(Stage)));
+  }
+  __device__ __forceinline__ std::uint64_t v(const Place& place) const {
+    return behind(describe(stage[0].v), unsigned(place.at) * unsigned(sizeof(Stage)));
+  }
+  __device__ __forceinline__ std::uint64_t k_values(const Place& place) const {
+    return behind(describe_values<D>(stage[0].k), unsigned(place.at) * unsigned(sizeof(Stage)));
+  }
+  __device__ __forceinline__ std::uint64_t v_values(const Place& place) const {
+    return behind(describe_values<D>(stage[0].v), unsigned(place.at) * unsigned(sizeof(Stage)));
+  }
 
   /// One thread of the block calls it; a block barrier must follow.
   __device__ void begin() {
@@ -86,7 +119,10 @@ struct KeyRing {
         const KeyTile found = tiles[turn];
         // The first round finds the stages free: as if the phase before the first had ended.
         wait(free[place.at], place.parity ^ 1);
-        if (lane_index() == 0) begin_copy(place.at, found, maps, kv_head);
+        if (lane_index() == 0) {
+          seen[place.at] = SeenTile(found, w.group_keys, Cut::tile);
+          begin_copy(place.at, found, maps, kv_head);
+        }
         place.advance();
         if (!found.exists()) break;
         tiles.find(turn + 2, w.rows);
@@ -192,8 +228,8 @@ struct KeyRing {
 /// end of this work. While `body` turns the scores of one tile into weights, the weights of the one
 /// before multiply what it has there.
 template <class Ring, class Body>
-__device__ __forceinline__ void walk(Ring& ring, const WarpKeys (&keys)[2],
-                                     typename Ring::Place& place, Body& body) {
+__device__ __forceinline__ void walk(Ring& ring, int group, typename Ring::Place& place,
+                                     Body& body) {
   typename Ring::Place before;
   bool weights_left = false;  // of the tile at `before`
   const auto release = [&](const typename Ring::Place& p) { arrive_as_warp(ring.free[p.at]); };
@@ -209,17 +245,17 @@ __device__ __forceinline__ void walk(Ring& ring, const WarpKeys (&keys)[2],
   };
   for (bool more = true; more; place.advance()) {
     wait(ring.here[place.at], place.parity);
-    const KeyTile now = ring.tile[place.at];
-    more = now.exists();
-    if (more && keys[now.own ? 1 : 0].sees(now)) {
+    const SeenTile seen = ring.seen[place.at];
+    more = seen.exists();
+    if (seen.some(group)) {
       begin_scores();
       if (weights_left) {
         begin_sum();
-        body.template weigh<1>(now, keys);
+        body.template weigh<1>(ring.tile[place.at], seen.all(group));
         body.end_sum();
         release(before);
       } else {
-        body.template weigh<0>(now, keys);
+        body.template weigh<0>(ring.tile[place.at], seen.all(group));
       }
       body.round();
       before = place;
@@ -249,7 +285,7 @@ __device__ __forceinline__ void compute(Ring& ring, int group, Body& body) {
     if (!work.exists) return;
     wait(ring.q_here[now.at], now.parity);
     body.begin(work, now.at, ring.q[now.at] + group * Cut::tile_size, group, first);
-    walk(ring, work.group_keys[group], place, body);
+    walk(ring, group, place, body);
     body.end(work.queries, first);
     arrive_as_warp(ring.done[now.at]);
   }

@@ -90,28 +90,29 @@ __device__ __forceinline__ void arrive_as_warp(Barrier& barrier) {
   if (lane_index() == 0) arrive(barrier);
 }
 
-/// Begins c = a b^T.                                                a (64, D)  b (64, D)
+/// Begins c = a b^T, of described panels.                          a (64, D)  b (64, D)
 template <int D>
-__device__ __forceinline__ void multiply_panels(float (&c)[8][4], const bfloat16* a,
-                                                const bfloat16* b) {
-  const std::uint64_t left = describe(a), right = describe(b);
-  multiply_group<false>(c, left, right);
+__device__ __forceinline__ void multiply_panels(float (&c)[8][4], std::uint64_t a,
+                                                std::uint64_t b) {
+  multiply_group<false>(c, a, b);
 #pragma unroll
   for (int k = 1; k < D / 16; ++k) {
     const unsigned bytes = (k / 4 * HopperCut<D>::panel + k % 4 * 16) * 2;
-    multiply_group<true>(c, behind(left, bytes), behind(right, bytes));
+    multiply_group<true>(c, behind(a, bytes), behind(b, bytes));
   }
 }
 
-/// Begins c += a b.                                                a (64, 64)  b (64, D)
+/// Begins c += a b, of panels as describe_values has them.         a (64, 64)  b (64, D)
 template <int D>
 __device__ __forceinline__ void multiply_values(float (&c)[D / 8][4],
                                                 const std::uint32_t (&a)[1][4][4],
-                                                const bfloat16* b) {
-  const std::uint64_t right = describe(b, HopperCut<D>::panel * 2);
+                                                std::uint64_t b) {
 #pragma unroll
-  for (int k = 0; k < 4; ++k)
-    multiply_group_columns(c, a[0][k], behind(right, k * 16 * panel_bytes));
+  for (int k = 0; k < 4; ++k) multiply_group_columns(c, a[0][k], behind(b, k * 16 * panel_bytes));
+}
+template <int D>
+__device__ __forceinline__ std::uint64_t describe_values(const void* panels) {
+  return describe(panels, HopperCut<D>::panel * 2);
 }
 
 }  // namespace dflash::cuda

@@ -25,12 +25,12 @@ __device__ __forceinline__ void refuse() { __trap(); }
 /// Bytes of one swizzled panel row, and where such a panel may begin.
 inline constexpr int panel_bytes = 128, panel_alignment = 1024;
 
-/// The block's shared memory from the first place on where a panel may begin: the launch asks for
-/// panel_alignment bytes more than it uses.
+/// The block's shared memory, where a panel may begin: a kernel that has no other has it there.
 template <class T>
 __device__ __forceinline__ T* panel_memory() {
-  unsigned char* const base = shared_memory();
-  return reinterpret_cast<T*>(base + (0u - detail::shared_address(base)) % panel_alignment);
+  T* const memory = shared_memory<T>();
+  if (detail::shared_address(memory) % panel_alignment != 0) __trap();
+  return memory;
 }
 
 /// Where the 16 bytes lie that are number `chunk` of a panel's row: the pattern that keeps eight
