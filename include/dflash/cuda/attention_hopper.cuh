@@ -7,12 +7,12 @@
 namespace dflash::cuda {
 
 template <int D>
-using HopperForwardRing = KeyRing<D, 4, Cleared::values>;
+using HopperForwardRing = KeyRing<D, 128, 2, Cleared::values>;
 
 /// What a group of warps computes of 64 query rows.
 template <int D>
 struct HopperForward {
-  static constexpr int N = HopperCut<D>::tile / 8;
+  static constexpr int N = HopperForwardRing<D>::keys / 8;
   const AttentionShape& a;
   bfloat16* y;
   float* lse;
@@ -39,8 +39,10 @@ struct HopperForward {
     multiply_panels<D>(score[0], q, ring.k(place));
   }
   template <int pending>
-  __device__ __forceinline__ void weigh(const KeyTile& now, bool all_seen) {
+  __device__ __forceinline__ void wait_scores() {
     wait_group_products<pending>(score[0]);
+  }
+  __device__ __forceinline__ void weigh(const KeyTile& now, bool all_seen) {
     if (!all_seen) hide<1, N>(score, seen, now);
     same = softmax.template weigh<N>(score, a.scale * log2_e, shrink);
     settle(softmax.sum[0][0] + softmax.sum[0][1]);
@@ -101,8 +103,8 @@ void launch_attention_hopper(CudaBackend<bfloat16>& backend, const AttentionPlan
                              float* lse) {
   const HopperItems items(plan, HopperCut<D>::rows, 0);
   launch(backend.stream(), attention_hopper_kernel<D>, items.blocks(backend.multiprocessors()),
-         HopperCut<D>::threads, sizeof(HopperForwardRing<D>), plan.shape(), items, q, key_maps(kv),
-         y, lse);
+         HopperCut<D>::threads, sizeof(HopperForwardRing<D>), plan.shape(), items, q,
+         key_maps(kv, HopperForwardRing<D>::keys), y, lse);
 }
 
 }  // namespace dflash::cuda

@@ -157,12 +157,12 @@ struct HopperKeyGradient {
   }
   __device__ __forceinline__ void begin_dv(Place place) {
     begin_group_products();
-    multiply_values<D>(dv[0], left, describe_values<D>(shared.stage[place.at].dy));
+    multiply_values<D>(dv[0], left, describe_values<Cut::tile>(shared.stage[place.at].dy));
     commit_group_products();
   }
   __device__ __forceinline__ void begin_dk(Place place) {
     begin_group_products();
-    multiply_values<D>(dk[0], left, describe_values<D>(shared.stage[place.at].q));
+    multiply_values<D>(dk[0], left, describe_values<Cut::tile>(shared.stage[place.at].q));
     commit_group_products();
   }
 
@@ -325,8 +325,8 @@ void launch_key_gradient_hopper(CudaBackend<bfloat16>& backend, const AttentionP
   const KeyTasks tasks{int(plan.context_tasks(Cut::rows, work.parts().most)),
                        int(plan.own_tasks(Cut::rows)), int(plan.used_kv_heads())};
   launch(backend.stream(), key_gradient_hopper_kernel<D>, tasks.count(), Cut::threads,
-         sizeof(HopperKeyShared<D>), a, tasks, work.parts(), queries, key_maps(kv), lse, delta,
-         dkv);
+         sizeof(HopperKeyShared<D>), a, tasks, work.parts(), queries, key_maps(kv, Cut::tile), lse,
+         delta, dkv);
   work.template add_up<D, Cut::rows>(backend, plan, dkv);
 }
 

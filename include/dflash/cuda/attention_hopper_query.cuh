@@ -12,7 +12,7 @@ template <int D>
 struct HopperQueryShared {
   using Cut = HopperCut<D>;
   bfloat16 dy[Cut::groups * Cut::tile_size];
-  KeyRing<D, 3, Cleared::keys> ring;
+  KeyRing<D, 64, 3, Cleared::keys> ring;
   Barrier dy_here, dy_free;
   float base[Cut::rows], delta[Cut::rows];
 };
@@ -50,9 +50,11 @@ struct HopperQueryGradient {
     multiply_panels<D>(dp[0], dy, ring.v(place));
   }
   template <int pending>
-  __device__ __forceinline__ void weigh(const KeyTile& now, bool all_seen) {
+  __device__ __forceinline__ void wait_scores() {
     wait_group_products<pending>(p[0]);
     wait_group_products<pending>(dp[0]);
+  }
+  __device__ __forceinline__ void weigh(const KeyTile& now, bool all_seen) {
     if (!all_seen) hide<1, N>(p, seen, now);
     softmax_backward<1, N>(p, dp, a.scale * log2_e, base, delta);
     settle(dp[0][0][0] + dp[0][N - 1][3]);
@@ -114,8 +116,8 @@ void launch_query_gradient_hopper(CudaBackend<bfloat16>& backend,
                                   const bfloat16* dy, bfloat16* dq) {
   const HopperItems items(plan, HopperCut<D>::rows, 1);
   launch(backend.stream(), query_gradient_hopper_kernel<D>, items.blocks(backend.multiprocessors()),
-         HopperCut<D>::threads, sizeof(HopperQueryShared<D>), plan.shape(), items, q, key_maps(kv),
-         lse, delta, dy, dq);
+         HopperCut<D>::threads, sizeof(HopperQueryShared<D>), plan.shape(), items, q,
+         key_maps(kv, 64), lse, delta, dy, dq);
 }
 
 }  // namespace dflash::cuda

@@ -57,24 +57,29 @@ enum class Cleared { keys, values };
 
 /// The way of keys and values to the groups that compute. A block of threads does one tile of query
 /// rows after the other; planners and copies are a tile or a few stages ahead.
-template <int D, int stages_, Cleared cleared>
+template <int D, int keys_, int stages_, Cleared cleared>
 struct KeyRing {
   using Cut = HopperCut<D>;
+  static constexpr int keys = keys_;  // of a tile
+  static constexpr bool clears_keys = cleared == Cleared::keys;
   using Work = HopperWork<D>;
   static constexpr int stages = stages_, planners = 2, planners_barrier = 1;
   using Place = RingPlace<stages>;
   using WorkPlace = RingPlace<2>;
   struct Stage {
-    bfloat16 k[Cut::tile_size], v[Cut::tile_size];
+    bfloat16 k[Cut::panels * keys * 64], v[Cut::panels * keys * 64];
   };
   bfloat16 q[2][Cut::groups * Cut::tile_size];
   Stage stage[stages];
-  /// `copied` is for the warp that clears: a tile has been copied that needs it, or does not.
-  Barrier here[stages], copied[stages], free[stages];
+  /// Of a stage's keys and of its values. Those that multiply scores are free before those that
+  /// multiply weights, which are the ones to clear.
+  Barrier k_here[stages], v_here[stages], k_free[stages], v_free[stages];
+  /// For the warp that clears: a tile has been copied that needs it, or does not.
+  Barrier copied[stages];
   Barrier planned[2], q_here[2], done[2];
   KeyTile tile[stages];
   SeenTile seen[stages];
-  KeyTiles<Cut::tile> tiles;
+  KeyTiles<keys> tiles;
   Work work[2];
   int next_item;
 
@@ -86,18 +91,20 @@ struct KeyRing {
     return behind(describe(stage[0].v), unsigned(place.at) * unsigned(sizeof(Stage)));
   }
   __device__ __forceinline__ std::uint64_t k_values(const Place& place) const {
-    return behind(describe_values<D>(stage[0].k), unsigned(place.at) * unsigned(sizeof(Stage)));
+    return behind(describe_values<keys>(stage[0].k), unsigned(place.at) * unsigned(sizeof(Stage)));
   }
   __device__ __forceinline__ std::uint64_t v_values(const Place& place) const {
-    return behind(describe_values<D>(stage[0].v), unsigned(place.at) * unsigned(sizeof(Stage)));
+    return behind(describe_values<keys>(stage[0].v), unsigned(place.at) * unsigned(sizeof(Stage)));
   }
 
   /// One thread of the block calls it; a block barrier must follow.
   __device__ void begin() {
     for (int i = 0; i < stages; ++i) {
-      begin_barrier(here[i], 1);
+      begin_barrier(k_here[i], 1);
+      begin_barrier(v_here[i], 1);
       begin_barrier(copied[i], 1);
-      begin_barrier(free[i], Cut::groups * Cut::group_warps + 1);
+      begin_barrier(k_free[i], Cut::groups * Cut::group_warps + 1);
+      begin_barrier(v_free[i], Cut::groups * Cut::group_warps);
     }
     for (int i = 0; i < 2; ++i) {
       begin_barrier(planned[i], planners * warp_size);
@@ -118,10 +125,18 @@ struct KeyRing {
       for (int turn = 0;; ++turn) {
         const KeyTile found = tiles[turn];
         // The first round finds the stages free: as if the phase before the first had ended.
-        wait(free[place.at], place.parity ^ 1);
+        wait(k_free[place.at], place.parity ^ 1);
         if (lane_index() == 0) {
-          seen[place.at] = SeenTile(found, w.group_keys, Cut::tile);
-          begin_copy(place.at, found, maps, kv_head);
+          tile[place.at] = found;
+          seen[place.at] = SeenTile(found, w.group_keys, keys);
+          begin_copy(stage[place.at].k, found.own ? maps.k_block : maps.k_context, kv_head, found,
+                     clears_keys && partial(found) ? copied[place.at] : k_here[place.at]);
+        }
+        wait(v_free[place.at], place.parity ^ 1);
+        if (lane_index() == 0) {
+          begin_copy(stage[place.at].v, found.own ? maps.v_block : maps.v_context, kv_head, found,
+                     !clears_keys && partial(found) ? copied[place.at] : v_here[place.at]);
+          if (!partial(found)) arrive(copied[place.at]);
         }
         place.advance();
         if (!found.exists()) break;
@@ -141,12 +156,12 @@ struct KeyRing {
         wait(copied[place.at], place.parity);
         const KeyTile found = tile[place.at];
         more = found.exists();
-        if (more && partial(found)) {
-          clear_unseen(cleared == Cleared::keys ? stage[place.at].k : stage[place.at].v, found);
+        if (partial(found)) {
+          clear_unseen(clears_keys ? stage[place.at].k : stage[place.at].v, found);
           fence_async();
-          arrive_as_warp(here[place.at]);
+          arrive_as_warp(clears_keys ? k_here[place.at] : v_here[place.at]);
         }
-        arrive_as_warp(free[place.at]);
+        arrive_as_warp(k_free[place.at]);
       }
       arrive_as_warp(done[now.at]);
     }
@@ -195,30 +210,24 @@ struct KeyRing {
   }
 
   static __device__ bool partial(const KeyTile& t) {
-    return t.first > t.start || t.stop < t.start + Cut::tile;
+    return t.exists() && (t.first > t.start || t.stop < t.start + keys);
   }
 
-  __device__ __forceinline__ void begin_copy(int at, const KeyTile& found, const KeyMaps& maps,
-                                             int kv_head) {
-    tile[at] = found;
-    const bool some = partial(found);
-    if (!found.exists() || !some) arrive(copied[at]);
-    if (!found.exists()) return arrive(here[at]);
-    Barrier& landed = some ? copied[at] : here[at];
-    arrive_expecting(landed, sizeof stage[at]);
-    copy_panels<D>(stage[at].k, found.own ? maps.k_block : maps.k_context, landed, kv_head,
-                   found.start);
-    copy_panels<D>(stage[at].v, found.own ? maps.v_block : maps.v_context, landed, kv_head,
-                   found.start);
+  static __device__ __forceinline__ void begin_copy(bfloat16 (&to)[Cut::panels * keys * 64],
+                                                    const TensorMap& map, int kv_head,
+                                                    const KeyTile& t, Barrier& landed) {
+    if (!t.exists()) return arrive(landed);
+    arrive_expecting(landed, sizeof to);
+    copy_panels<D, keys>(to, map, landed, kv_head, t.start);
   }
 
   static __device__ __forceinline__ void clear_unseen(bfloat16* rows, const KeyTile& t) {
     constexpr int chunks = Cut::panels * 8;
     const int first = t.first - t.start, stop = t.stop - t.start;
-    for (int i = lane_index(); i < Cut::tile * chunks; i += warp_size) {
+    for (int i = lane_index(); i < keys * chunks; i += warp_size) {
       const int row = i / chunks, chunk = i % chunks;
       if (row >= first && row < stop) continue;
-      char* const panel = reinterpret_cast<char*>(rows + chunk / 8 * Cut::panel);
+      char* const panel = reinterpret_cast<char*>(rows + chunk / 8 * keys * 64);
       *reinterpret_cast<EightElements*>(panel + swizzled(row, chunk % 8)) = EightElements{};
     }
   }
@@ -232,30 +241,42 @@ __device__ __forceinline__ void walk(Ring& ring, int group, typename Ring::Place
                                      Body& body) {
   typename Ring::Place before;
   bool weights_left = false;  // of the tile at `before`
-  const auto release = [&](const typename Ring::Place& p) { arrive_as_warp(ring.free[p.at]); };
   const auto begin_scores = [&] {
+    if (Ring::clears_keys) wait(ring.v_here[place.at], place.parity);
     begin_group_products();
     body.begin_scores(ring, place);
     commit_group_products();
   };
+  const auto weigh = [&](SeenTile seen) {
+    KeyTile now = {};
+    if (!seen.all(group)) now = ring.tile[place.at];
+    arrive_as_warp(Ring::clears_keys ? ring.v_free[place.at] : ring.k_free[place.at]);
+    body.weigh(now, seen.all(group));
+  };
   const auto begin_sum = [&] {
+    if (!Ring::clears_keys) wait(ring.v_here[before.at], before.parity);
     begin_group_products();
     body.begin_sum(ring, before);
     commit_group_products();
   };
+  const auto end_sum = [&] {
+    body.end_sum();
+    arrive_as_warp(Ring::clears_keys ? ring.k_free[before.at] : ring.v_free[before.at]);
+  };
   for (bool more = true; more; place.advance()) {
-    wait(ring.here[place.at], place.parity);
+    wait(ring.k_here[place.at], place.parity);
     const SeenTile seen = ring.seen[place.at];
     more = seen.exists();
     if (seen.some(group)) {
       begin_scores();
       if (weights_left) {
         begin_sum();
-        body.template weigh<1>(ring.tile[place.at], seen.all(group));
-        body.end_sum();
-        release(before);
+        body.template wait_scores<1>();
+        weigh(seen);
+        end_sum();
       } else {
-        body.template weigh<0>(ring.tile[place.at], seen.all(group));
+        body.template wait_scores<0>();
+        weigh(seen);
       }
       body.round();
       before = place;
@@ -265,11 +286,12 @@ __device__ __forceinline__ void walk(Ring& ring, int group, typename Ring::Place
     if (!more) body.end_scores();
     if (weights_left) {  // before others wait for its place
       begin_sum();
-      body.end_sum();
-      release(before);
+      end_sum();
       weights_left = false;
     }
-    release(place);
+    wait(ring.v_here[place.at], place.parity);
+    arrive_as_warp(ring.k_free[place.at]);
+    arrive_as_warp(ring.v_free[place.at]);
   }
 }
 

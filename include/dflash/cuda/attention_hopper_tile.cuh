@@ -34,18 +34,18 @@ struct KeyMaps {
   TensorMap k_context, v_context, k_block, v_block;
 };
 
-inline KeyMaps key_maps(const KeyValue<const bfloat16>& kv) {
-  return {tensor_map(kv.k_context, 64, 1), tensor_map(kv.v_context, 64, 1),
-          tensor_map(kv.k_block, 64, 1), tensor_map(kv.v_block, 64, 1)};
+/// For copies of so many keys at once.
+inline KeyMaps key_maps(const KeyValue<const bfloat16>& kv, int keys) {
+  return {tensor_map(kv.k_context, keys, 1), tensor_map(kv.v_context, keys, 1),
+          tensor_map(kv.k_block, keys, 1), tensor_map(kv.v_block, keys, 1)};
 }
 
-/// Begins to copy 64 rows, panel by panel.
-template <int D>
+/// Begins to copy rows, as many as a box of the map has, panel by panel.
+template <int D, int Rows = 64>
 __device__ __forceinline__ void copy_panels(bfloat16* to, const TensorMap& map, Barrier& landed,
                                             int head, int row) {
-  using Cut = HopperCut<D>;
-  for (int p = 0; p < Cut::panels; ++p)
-    copy_panel(to + p * Cut::panel, map, landed, p * 64, head, row);
+  for (int p = 0; p < HopperCut<D>::panels; ++p)
+    copy_panel(to + p * Rows * 64, map, landed, p * 64, head, row);
 }
 
 /// Begins to copy query rows to panels, by `threads` threads of which this is number `thread`.
@@ -90,29 +90,29 @@ __device__ __forceinline__ void arrive_as_warp(Barrier& barrier) {
   if (lane_index() == 0) arrive(barrier);
 }
 
-/// Begins c = a b^T, of described panels.                          a (64, D)  b (64, D)
-template <int D>
-__device__ __forceinline__ void multiply_panels(float (&c)[8][4], std::uint64_t a,
+/// Begins c = a b^T, of described panels.                  a (64, D)  b (Rows, D)
+template <int D, int N, int Rows = N * 8>
+__device__ __forceinline__ void multiply_panels(float (&c)[N][4], std::uint64_t a,
                                                 std::uint64_t b) {
   multiply_group<false>(c, a, b);
 #pragma unroll
-  for (int k = 1; k < D / 16; ++k) {
-    const unsigned bytes = (k / 4 * HopperCut<D>::panel + k % 4 * 16) * 2;
-    multiply_group<true>(c, behind(a, bytes), behind(b, bytes));
-  }
+  for (int k = 1; k < D / 16; ++k)
+    multiply_group<true>(c, behind(a, (k / 4 * 64 * 64 + k % 4 * 16) * 2),
+                         behind(b, (k / 4 * Rows * 64 + k % 4 * 16) * 2));
 }
 
-/// Begins c += a b, of panels as describe_values has them.         a (64, 64)  b (64, D)
-template <int D>
+/// Begins c += a b, of panels as describe_values has them.    a (64, 16 K)  b (16 K, D)
+template <int D, int K>
 __device__ __forceinline__ void multiply_values(float (&c)[D / 8][4],
-                                                const std::uint32_t (&a)[1][4][4],
+                                                const std::uint32_t (&a)[1][K][4],
                                                 std::uint64_t b) {
 #pragma unroll
-  for (int k = 0; k < 4; ++k) multiply_group_columns(c, a[0][k], behind(b, k * 16 * panel_bytes));
+  for (int k = 0; k < K; ++k) multiply_group_columns(c, a[0][k], behind(b, k * 16 * panel_bytes));
 }
-template <int D>
+/// The description of `Rows` rows whose columns are those of the product.
+template <int Rows>
 __device__ __forceinline__ std::uint64_t describe_values(const void* panels) {
-  return describe(panels, HopperCut<D>::panel * 2);
+  return describe(panels, Rows * panel_bytes);
 }
 
 }  // namespace dflash::cuda

@@ -320,13 +320,9 @@ inline std::uint64_t behind(std::uint64_t description, unsigned bytes) {
   return description + (bytes >> 4);
 }
 
-template <bool add>
-void multiply_group(float (&c)[8][4], std::uint64_t a, std::uint64_t b) {
+template <bool add, int N>
+void multiply_group(float (&c)[N][4], std::uint64_t a, std::uint64_t b) {
   detail::add_product(c, {add, false, true, a, b, {}});
-}
-template <bool add>
-void multiply_group(float (&c)[8][4], const std::uint32_t (&a)[4], std::uint64_t b) {
-  detail::add_product(c, {add, false, false, 0, b, detail::left_rows(a)});
 }
 template <int N>
 void multiply_group_columns(float (&c)[N][4], const std::uint32_t (&a)[4], std::uint64_t b) {
