@@ -194,14 +194,15 @@ void measure(const Table& table, index_t context, index_t blocks, bool groups) {
   using Query = cuda::QueryGradientCut<dim>;
   Problem<bfloat16> p(table.backend, context, blocks);
   const double product = 2.0 * dim, useful = product * p.useful();  // operations of one product
-  const auto by_rows = [&](index_t warps, index_t rows, index_t keys) {
-    return product * (groups ? p.by_rows(Groups::tile, Groups::rows, Groups::tile)
+  const auto by_rows = [&](index_t warps, index_t rows, index_t keys, index_t group_keys) {
+    return product * (groups ? p.by_rows(Groups::tile, Groups::rows, group_keys)
                              : p.by_rows(warps, rows, keys));
   };
-  const double queries = by_rows(Query::warp_rows, Query::rows, Query::keys),
+  const double queries = by_rows(Query::warp_rows, Query::rows, Query::keys, Groups::tile),
                keys = product * p.by_keys(groups ? Groups::rows : cuda::KeyGradientCut<dim>::keys);
   table.row("forward", context, blocks, 2 * useful,
-            2 * by_rows(Forward::warp_rows, Forward::rows, Forward::keys),
+            2 * by_rows(Forward::warp_rows, Forward::rows, Forward::keys,
+                        cuda::HopperForwardRing<dim>::keys),
             [&] { p.forward(groups); });
   table.row("dq", context, blocks, 3 * useful, 3 * queries, [&] { p.query_gradient(groups); });
   table.row("dk, dv", context, blocks, 4 * useful, 4 * keys, [&] { p.key_gradient(groups); });

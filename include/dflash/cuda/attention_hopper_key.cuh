@@ -241,18 +241,21 @@ struct HopperKeyGradient {
     const float times = which == 0 ? a.scale : 1;
     const View<bfloat16, 3> to = which == 0 ? (tile.own ? dkv.k_block : dkv.k_context)
                                             : (tile.own ? dkv.v_block : dkv.v_context);
+    const int key = first_key + lane_index() / 4;
+    if (parts.most > 1 && !tile.own) {
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int key = first_key + half * 8 + lane_index() / 4;
-      const bool here = key < tile.end;
-      if (parts.most > 1 && !tile.own)
-        store_columns<1, D / 8>(sum, half, times,
-                                here ? parts.at(tile.part, which, a, key, kv_head, D) : nullptr);
-      else
-        add_columns<1, D / 8>(
+      for (int half = 0; half < 2; ++half) {
+        const int i = key + half * 8;
+        store_columns<1, D / 8>(
             sum, half, times,
-            here ? to.data + (index_t(key) * a.kv_heads + kv_head) * a.dim : nullptr, a.dim);
+            i < tile.end ? parts.at(tile.part, which, a, i, kv_head, D) : nullptr);
+      }
+      return;
     }
+    const auto place = [&](int i) {
+      return i < tile.end ? to.data + (index_t(i) * a.kv_heads + kv_head) * a.dim : nullptr;
+    };
+    add_columns<D / 8>(sum, times, {place(key), place(key + 8)}, a.dim);
   }
 };
 

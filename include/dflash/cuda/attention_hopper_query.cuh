@@ -14,7 +14,7 @@ struct HopperQueryShared {
   bfloat16 dy[Cut::groups * Cut::tile_size];
   KeyRing<D, 64, 3, Cleared::keys> ring;
   Barrier dy_here, dy_free;
-  float base[Cut::rows], delta[Cut::rows];
+  float base[2][Cut::rows], delta[2][Cut::rows];
 };
 
 /// What a group of warps computes of dq of 64 rows.
@@ -40,8 +40,8 @@ struct HopperQueryGradient {
     q = describe(rows);
     dy = describe(shared.dy + group * HopperCut<D>::tile_size);
     wait(shared.dy_here, unsigned(at));
-    of_rows<1>(shared.base + first, base);
-    of_rows<1>(shared.delta + first, delta);
+    of_rows<1>(shared.base[at] + first, base);
+    of_rows<1>(shared.delta[at] + first, delta);
     clear<1, D / 8>(sum);
   }
   template <class Ring>
@@ -68,13 +68,9 @@ struct HopperQueryGradient {
   __device__ __forceinline__ void round() { round_to_left<1, N>(dp, ds); }
 
   __device__ __forceinline__ void end(const QueryTile& tile, int first) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int row = first + half * 8 + lane_index() / 4;
-      const bool here = row < tile.size;
-      add_columns<1, D / 8>(sum, half, a.scale, here ? dq + tile.source(row) * a.dim : nullptr,
-                            a.dim);
-    }
+    const int row = first + lane_index() / 4;
+    const auto place = [&](int i) { return i < tile.size ? dq + tile.source(i) * a.dim : nullptr; };
+    add_columns<D / 8>(sum, a.scale, {place(row), place(row + 8)}, a.dim);
   }
 };
 
@@ -91,13 +87,13 @@ __global__ void __launch_bounds__(HopperCut<D>::threads, 1)
       begin_barrier(shared.dy_free, HopperCut<D>::groups * HopperCut<D>::group_warps);
     }
     const auto load = [&](const QueryTile& rows, int at, int thread, int threads) {
-      wait(shared.dy_free, unsigned(at) ^ 1);
-      load_panels<D>(shared.dy, rows, a.dim, dy, thread, threads);
       for (int i = thread; i < HopperCut<D>::rows; i += threads) {
         const index_t row = rows.source(min(i, rows.size - 1));
-        shared.base[i] = base_of(lse[row]);
-        shared.delta[i] = delta[row];
+        shared.base[at][i] = base_of(lse[row]);
+        shared.delta[at][i] = delta[row];
       }
+      wait(shared.dy_free, unsigned(at) ^ 1);
+      load_panels<D>(shared.dy, rows, a.dim, dy, thread, threads);
       copy_async_commit();
       copy_async_wait<0>();
       fence_async();

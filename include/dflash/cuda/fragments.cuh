@@ -195,26 +195,37 @@ __device__ __forceinline__ void gather_columns(const Accumulator<M, N>& c, int m
   for (int i = 0; i < 4; ++i) to[2 * i] = even[i], to[2 * i + 1] = odd[i];
 }
 
-/// to += scale * the row of an accumulator that this lane shares with three others, as far as it
-/// has columns; null for a row that is not there. Its address is a multiple of 16 bytes.
-template <int M, int N>
-__device__ __forceinline__ void add_columns(const Accumulator<M, N>& c, int half, float scale,
-                                            bfloat16* to, int columns) {
+/// to += scale * c for the two rows of an accumulator that this lane shares with three others, as
+/// far as they have columns; null for a row that is not there. Their addresses are multiples of 16.
+template <int N>
+__device__ __forceinline__ void add_columns(const Accumulator<1, N>& c, float scale,
+                                            bfloat16* const (&to)[2], int columns) {
+  EightElements sum[2][N / 4];
+  const auto each = [&](auto f) {
 #pragma unroll
-  for (int piece = 0; piece < N; piece += 4) {
-    const int column = (piece + lane_index() % 4) * 8;
+    for (int half = 0; half < 2; ++half)
+#pragma unroll
+      for (int piece = 0; piece < N; piece += 4) {
+        const int column = (piece + lane_index() % 4) * 8;
+        const bool here = to[half] != nullptr && column < columns;
+        f(half, piece, here ? reinterpret_cast<EightElements*>(to[half] + column) : nullptr);
+      }
+  };
+  each([&](int half, int piece, const EightElements* place) {  // all reads before the first write
+    if (place != nullptr) sum[half][piece / 4] = *place;
+  });
+  each([&](int half, int piece, EightElements* place) {
     float x[8];
-    gather_columns<M, N>(c, 0, half, piece, x);
-    if (to == nullptr || column >= columns) continue;
-    EightElements& place = *reinterpret_cast<EightElements*>(to + column);
-    EightElements sum = place;
+    gather_columns<1, N>(c, 0, half, piece, x);
+    if (place == nullptr) return;
+    EightElements& all = sum[half][piece / 4];
 #pragma unroll
-    for (int i = 0; i < 8; ++i) sum.x[i] = bfloat16(float(sum.x[i]) + scale * x[i]);
-    place = sum;
-  }
+    for (int i = 0; i < 8; ++i) all.x[i] = bfloat16(float(all.x[i]) + scale * x[i]);
+    *place = all;
+  });
 }
 
-/// to = scale * such a row, of all columns.
+/// to = scale * one such row, of all columns.
 template <int M, int N>
 __device__ __forceinline__ void store_columns(const Accumulator<M, N>& c, int half, float scale,
                                               float* to) {
