@@ -51,8 +51,8 @@ struct HopperItems {
   }
 };
 
-/// Which of a pair's two right factors keys must be cleared where no row sees them: weights of 0
-/// take them times 0, but they may be no numbers.
+/// Whether keys or values multiply weights, and are cleared where no row sees them: the weight
+/// there is 0, but they may be no numbers.
 enum class Cleared { keys, values };
 
 /// The way of keys and values to the groups that compute. A block of threads does one tile of query
@@ -62,6 +62,8 @@ struct KeyRing {
   using Cut = HopperCut<D>;
   static constexpr int keys = keys_;  // of a tile
   static constexpr bool clears_keys = cleared == Cleared::keys;
+  /// Where only values multiply weights, keys come and are free before them; else both at once.
+  static constexpr bool apart = !clears_keys;
   using Work = HopperWork<D>;
   static constexpr int stages = stages_, planners = 2, planners_barrier = 1;
   using Place = RingPlace<stages>;
@@ -71,8 +73,7 @@ struct KeyRing {
   };
   bfloat16 q[2][Cut::groups * Cut::tile_size];
   Stage stage[stages];
-  /// Of a stage's keys and of its values. Those that multiply scores are free before those that
-  /// multiply weights, which are the ones to clear.
+  /// Of a stage's keys and of its values; those of keys stand for both if they are not apart.
   Barrier k_here[stages], v_here[stages], k_free[stages], v_free[stages];
   /// For the warp that clears: a tile has been copied that needs it, or does not.
   Barrier copied[stages];
@@ -129,13 +130,19 @@ struct KeyRing {
         if (lane_index() == 0) {
           tile[place.at] = found;
           seen[place.at] = SeenTile(found, w.group_keys, keys);
-          begin_copy(stage[place.at].k, found.own ? maps.k_block : maps.k_context, kv_head, found,
-                     clears_keys && partial(found) ? copied[place.at] : k_here[place.at]);
+          Barrier& landed = clears_keys && partial(found) ? copied[place.at] : k_here[place.at];
+          begin_phase(landed, found, apart ? sizeof stage[0].k : sizeof stage[0]);
+          copy_keys(stage[place.at].k, found, maps.k_block, maps.k_context, kv_head, landed);
+          if (!apart)
+            copy_keys(stage[place.at].v, found, maps.v_block, maps.v_context, kv_head, landed);
         }
-        wait(v_free[place.at], place.parity ^ 1);
+        if (apart) wait(v_free[place.at], place.parity ^ 1);
         if (lane_index() == 0) {
-          begin_copy(stage[place.at].v, found.own ? maps.v_block : maps.v_context, kv_head, found,
-                     !clears_keys && partial(found) ? copied[place.at] : v_here[place.at]);
+          if (apart) {
+            Barrier& landed = partial(found) ? copied[place.at] : v_here[place.at];
+            begin_phase(landed, found, sizeof stage[0].v);
+            copy_keys(stage[place.at].v, found, maps.v_block, maps.v_context, kv_head, landed);
+          }
           if (!partial(found)) arrive(copied[place.at]);
         }
         place.advance();
@@ -213,12 +220,14 @@ struct KeyRing {
     return t.exists() && (t.first > t.start || t.stop < t.start + keys);
   }
 
-  static __device__ __forceinline__ void begin_copy(bfloat16 (&to)[Cut::panels * keys * 64],
-                                                    const TensorMap& map, int kv_head,
-                                                    const KeyTile& t, Barrier& landed) {
-    if (!t.exists()) return arrive(landed);
-    arrive_expecting(landed, sizeof to);
-    copy_panels<D, keys>(to, map, landed, kv_head, t.start);
+  static __device__ __forceinline__ void begin_phase(Barrier& landed, const KeyTile& t,
+                                                     unsigned bytes) {
+    t.exists() ? arrive_expecting(landed, bytes) : arrive(landed);
+  }
+  static __device__ __forceinline__ void copy_keys(bfloat16* to, const KeyTile& t,
+                                                   const TensorMap& own, const TensorMap& context,
+                                                   int kv_head, Barrier& landed) {
+    if (t.exists()) copy_panels<D, keys>(to, t.own ? own : context, landed, kv_head, t.start);
   }
 
   static __device__ __forceinline__ void clear_unseen(bfloat16* rows, const KeyTile& t) {
@@ -242,7 +251,6 @@ __device__ __forceinline__ void walk(Ring& ring, int group, typename Ring::Place
   typename Ring::Place before;
   bool weights_left = false;  // of the tile at `before`
   const auto begin_scores = [&] {
-    if (Ring::clears_keys) wait(ring.v_here[place.at], place.parity);
     begin_group_products();
     body.begin_scores(ring, place);
     commit_group_products();
@@ -250,18 +258,18 @@ __device__ __forceinline__ void walk(Ring& ring, int group, typename Ring::Place
   const auto weigh = [&](SeenTile seen) {
     KeyTile now = {};
     if (!seen.all(group)) now = ring.tile[place.at];
-    arrive_as_warp(Ring::clears_keys ? ring.v_free[place.at] : ring.k_free[place.at]);
+    if (Ring::apart) arrive_as_warp(ring.k_free[place.at]);
     body.weigh(now, seen.all(group));
   };
   const auto begin_sum = [&] {
-    if (!Ring::clears_keys) wait(ring.v_here[before.at], before.parity);
+    if (Ring::apart) wait(ring.v_here[before.at], before.parity);
     begin_group_products();
     body.begin_sum(ring, before);
     commit_group_products();
   };
   const auto end_sum = [&] {
     body.end_sum();
-    arrive_as_warp(Ring::clears_keys ? ring.k_free[before.at] : ring.v_free[before.at]);
+    arrive_as_warp(Ring::apart ? ring.v_free[before.at] : ring.k_free[before.at]);
   };
   for (bool more = true; more; place.advance()) {
     wait(ring.k_here[place.at], place.parity);
@@ -289,9 +297,11 @@ __device__ __forceinline__ void walk(Ring& ring, int group, typename Ring::Place
       end_sum();
       weights_left = false;
     }
-    wait(ring.v_here[place.at], place.parity);
+    if (Ring::apart) {
+      wait(ring.v_here[place.at], place.parity);
+      arrive_as_warp(ring.v_free[place.at]);
+    }
     arrive_as_warp(ring.k_free[place.at]);
-    arrive_as_warp(ring.v_free[place.at]);
   }
 }
 
