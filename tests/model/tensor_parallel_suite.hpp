@@ -163,6 +163,13 @@ void check_target_on(B& backend, C& world, index_t degree, const std::filesystem
   const auto near = [&](View<const T, 2> a, View<const T, 2> b) {
     CHECK(difference(host(a), host(b)) <= tolerance<T>);
   };
+  // On a GPU a product's bits may depend on how many rows it has.
+  const auto same = [&](View<const T, 2> a, View<const T, 2> b) {
+    if constexpr (HostBackend<B>)
+      CHECK(host(a) == host(b));
+    else
+      near(a, b);
+  };
   const auto& config = one.config();
   const auto tokens = some_tokens(41, config.vocabulary);
   const std::vector<index_t> offsets{0, 9, 10, 41};
@@ -185,11 +192,11 @@ void check_target_on(B& backend, C& world, index_t degree, const std::filesystem
   REQUIRE(last.logits.view().shape[0] == 3);
   for (index_t i = 0; i < 3; ++i) {
     const index_t row = offsets[std::size_t(i) + 1] - 1;
-    CHECK(host(last.logits.view().rows({i, i + 1})) ==
-          host(View<const T, 2>(actual.logits.view()).rows({row, row + 1})));
+    same(last.logits.view().rows({i, i + 1}),
+         View<const T, 2>(actual.logits.view()).rows({row, row + 1}));
   }
 
-  // Cached decoding of the last sample has the bits of its prefill.
+  // Cached decoding of the last sample is its prefill.
   const auto sample = std::span(tokens).subspan(10);
   for (const index_t step : {1, 12, 31}) {
     auto cache = many.cache();
@@ -198,9 +205,8 @@ void check_target_on(B& backend, C& world, index_t degree, const std::filesystem
       const auto output =
           many.forward(sample.subspan(std::size_t(at), std::size_t(n)), cache, request);
       const Range rows{10 + at, 10 + at + n};
-      CHECK(host(output.features.view()) ==
-            host(View<const T, 2>(actual.features.view()).rows(rows)));
-      CHECK(host(output.logits.view()) == host(View<const T, 2>(actual.logits.view()).rows(rows)));
+      same(output.features.view(), View<const T, 2>(actual.features.view()).rows(rows));
+      same(output.logits.view(), View<const T, 2>(actual.logits.view()).rows(rows));
     }
   }
   const auto prompt = std::span(tokens).first(9);
