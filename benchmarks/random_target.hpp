@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <filesystem>
 #include <map>
 #include <nlohmann/json.hpp>
@@ -53,7 +54,24 @@ inline nlohmann::json config_of_shape(const std::string& name) {
             {"rope_theta", 1000000.0},
             {"tie_word_embeddings", true},
             {"torch_dtype", "bfloat16"}};
-  throw dflash::Error("there is no shape '" + name + "'; known are smollm2-135m and qwen3-0.6b");
+  if (name == "qwen3-8b") {
+    auto json = config_of_shape("qwen3-0.6b");
+    json.update({{"hidden_size", 4096},
+                 {"intermediate_size", 12288},
+                 {"num_hidden_layers", 36},
+                 {"num_attention_heads", 32},
+                 {"tie_word_embeddings", false}});
+    return json;
+  }
+  throw dflash::Error("there is no shape '" + name +
+                      "'; known are smollm2-135m, qwen3-0.6b and qwen3-8b");
+}
+
+/// The prompt that peers/target.py gives the other programs.
+inline std::vector<std::int32_t> prompt_tokens(index_t n, index_t vocabulary) {
+  std::vector<std::int32_t> tokens;
+  for (index_t i = 0; i < n; ++i) tokens.push_back(std::int32_t((i * 7919 + 13) % vocabulary));
+  return tokens;
 }
 
 /// Weights of a target without biases, drawn at random and rounded to bf16: the same in every run.

@@ -36,7 +36,8 @@ struct Options {
 
   void add_to(CLI::App& app) {
     auto* folder = app.add_option("--target-model-path", target, "Hugging Face folder");
-    auto* named = app.add_option("--shape", shape, "random weights: smollm2-135m or qwen3-0.6b");
+    auto* named =
+        app.add_option("--shape", shape, "random weights: smollm2-135m, qwen3-0.6b or qwen3-8b");
     folder->excludes(named);
     app.require_option(1, 0);
     app.add_option("--write-model", write_model, "write the named shape's model there, and end")
@@ -58,13 +59,6 @@ struct Options {
     app.add_flag("--json", json, "print one JSON object only");
   }
 };
-
-/// The prompt that peers/target.py gives the other programs.
-std::vector<std::int32_t> prompt_tokens(index_t n, index_t vocabulary) {
-  std::vector<std::int32_t> tokens;
-  for (index_t i = 0; i < n; ++i) tokens.push_back(std::int32_t((i * 7919 + 13) % vocabulary));
-  return tokens;
-}
 
 /// Multiplications and additions of a prefill: all layers, and the head of the last row.
 double prefill_operations(const TargetConfig& config, index_t n) {

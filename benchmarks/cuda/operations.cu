@@ -27,15 +27,12 @@ constexpr index_t hidden = 4096, intermediate = 12288, heads = 32, head_dim = 12
 class Table {
  public:
   Table(B& backend, int times) : backend_(backend), times_(times) {
-    constexpr index_t copied = index_t(1) << 30, side = 8192;
+    constexpr index_t copied = index_t(1) << 30;
     auto from = backend.allocate<char>(copied), to = backend.allocate<char>(copied);
     gigabytes_ = 2.0 * double(copied) * 1e-6 / milliseconds(backend, times, [&] {
                    backend.copy(from.data(), to.data(), copied);
                  });
-    auto x = matrix(side, side), w = matrix(side, side), y = matrix(side, side);
-    teraflops_ = products(side, side, side) * 1e-9 / milliseconds(backend, times, [&] {
-                   linear(backend, x.view(), w.view(), y.view());
-                 });
+    teraflops_ = large_product_teraflops(backend, times);
     std::printf("copy %.0f GB/s, product of 8192 x 8192 x 8192 %.0f TFLOP/s\n", gigabytes_,
                 teraflops_);
   }
@@ -176,51 +173,57 @@ void optimizer(B& b, const Table& table) {
   table.bytes("sum_of_squares", 4 * numbers, [&] { sum_of_squares(b, gradient.view()); });
 }
 
+/// What the head's cross entropy reads and writes, and its operations.
+struct HeadRows {
+  Tensor<B, T, 2> x, w, dx;
+  Tensor<B, float, 1> nll;
+  Tensor<B, std::uint8_t, 1> correct;
+  Tensor<B, std::int32_t, 1> label;
+  double work;
+
+  HeadRows(B& b, const Table& table, index_t rows)
+      : x(table.matrix(rows, hidden)),
+        w(table.matrix(vocabulary, hidden)),
+        dx(table.matrix(rows, hidden)),
+        nll(b, {rows}),
+        correct(b, {rows}),
+        label(uploaded(b, std::vector<std::int32_t>(std::size_t(rows), 11).data(), rows)),
+        work(2 * Table::products(rows, vocabulary, hidden)) {}
+};
+
 void head(B& b, const Table& table, index_t rows) {
-  auto x = table.matrix(rows, hidden), w = table.matrix(vocabulary, hidden),
-       dx = table.matrix(rows, hidden);
-  Tensor<B, float, 1> nll(b, {rows});
-  Tensor<B, std::uint8_t, 1> correct(b, {rows});
-  const std::vector<std::int32_t> labels(std::size_t(rows), 11);
-  const auto label = uploaded(b, labels.data(), rows);
-  const double work = 2 * Table::products(rows, vocabulary, hidden);
-  table.operations("linear_cross_entropy", work, [&] {
-    linear_cross_entropy(b, x.view(), w.view(), label.view(), nll.view(), correct.view(),
-                         dx.view());
-  });
-  const auto quantised = float8_head(b, w.view());
-  table.operations("linear_cross_entropy, fp8", work, [&] {
-    linear_cross_entropy(b, x.view(), quantised, label.view(), nll.view(), correct.view(),
-                         dx.view());
-  });
+  HeadRows h(b, table, rows);
+  const auto loss_under = [&](const auto& matrix) {
+    linear_cross_entropy(b, h.x.view(), matrix, h.label.view(), h.nll.view(), h.correct.view(),
+                         h.dx.view());
+  };
+  table.operations("linear_cross_entropy", h.work, [&] { loss_under(In<T, 2>(h.w.view())); });
+  const auto quantised = float8_head(b, h.w.view());
+  table.operations("linear_cross_entropy, fp8", h.work, [&] { loss_under(quantised); });
 }
 
 /// The head's cross entropy by rows and words of its tiles.
 void head_tiles(B& b, const Table& table, index_t rows) {
-  auto x = table.matrix(rows, hidden), w = table.matrix(vocabulary, hidden),
-       dx = table.matrix(rows, hidden);
-  Tensor<B, float, 1> nll(b, {rows});
-  Tensor<B, std::uint8_t, 1> correct(b, {rows});
-  const std::vector<std::int32_t> labels(std::size_t(rows), 11);
-  const auto label = uploaded(b, labels.data(), rows);
-  const double work = 2 * Table::products(rows, vocabulary, hidden);
+  namespace kernels = dflash::cuda::detail;
+  HeadRows h(b, table, rows);
   for (index_t tile_rows : {1020, 1024, 2048, 4096})
     for (index_t words : {2048, 4096, 8192, 16384})
-      table.operations(
-          (std::to_string(tile_rows) + " x " + std::to_string(words)).c_str(), work, [&] {
-            dflash::cuda::detail::linear_cross_entropy<T>(b, x.view(), w.view(), label.view(),
-                                                          nll.view(), correct.view(), dx.view(),
-                                                          {tile_rows, words});
-          });
+      table.operations((std::to_string(tile_rows) + " x " + std::to_string(words)).c_str(), h.work,
+                       [&] {
+                         kernels::linear_cross_entropy<T>(b, h.x.view(), h.w.view(), h.label.view(),
+                                                          h.nll.view(), h.correct.view(),
+                                                          h.dx.view(), {tile_rows, words});
+                       });
   for (index_t words : {4096, 8192, 16384}) {
-    const Float8Head<T> quantised(b, w.view(), words);
+    const Float8Head<T> quantised(b, h.w.view(), words);
     for (index_t tile_rows : {1020, 2048, 4096})
       table.operations(
-          ("fp8, " + std::to_string(tile_rows) + " x " + std::to_string(words)).c_str(), work, [&] {
-            using namespace dflash::cuda::detail;
-            run_over_logits<T>(b, x.view(), quantised, label.view(), b.fault(), tile_rows,
-                               whole_cross_entropy<T>(b, x.view(), w.view(), label.view(),
-                                                      nll.view(), correct.view(), dx.view()));
+          ("fp8, " + std::to_string(tile_rows) + " x " + std::to_string(words)).c_str(), h.work,
+          [&] {
+            kernels::run_over_logits<T>(
+                b, h.x.view(), quantised, h.label.view(), b.fault(), tile_rows,
+                kernels::whole_cross_entropy<T>(b, h.x.view(), h.w.view(), h.label.view(),
+                                                h.nll.view(), h.correct.view(), h.dx.view()));
           });
   }
 }

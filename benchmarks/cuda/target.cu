@@ -4,7 +4,6 @@
 //   target_cuda [--layers 36] [--prompt 4096] [--new-tokens 64] [--repeats 3]
 
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <string>
@@ -13,63 +12,25 @@
 
 #include "dflash/cuda.cuh"
 #include "dflash/model/target_model.hpp"
+#include "dflash/train/progress.hpp"
 #include "measure.cuh"
-
-namespace {
-
-using namespace dflash;
-using namespace dflash_benchmark;
-using B = CudaBackend<bfloat16>;
-
-TargetConfig qwen3_8b(index_t layers) {
-  return TargetConfig::from_json({{"model_type", "qwen3"},
-                                  {"architectures", {"Qwen3ForCausalLM"}},
-                                  {"hidden_act", "silu"},
-                                  {"hidden_size", 4096},
-                                  {"intermediate_size", 12288},
-                                  {"num_hidden_layers", layers},
-                                  {"num_attention_heads", 32},
-                                  {"num_key_value_heads", 8},
-                                  {"head_dim", 128},
-                                  {"vocab_size", 151936},
-                                  {"max_position_embeddings", 40960},
-                                  {"rms_norm_eps", 1e-6},
-                                  {"rope_theta", 1000000.0},
-                                  {"tie_word_embeddings", false},
-                                  {"torch_dtype", "bfloat16"}},
-                                 "target_cuda");
-}
-
-}  // namespace
+#include "random_target.hpp"
 
 namespace dflash_benchmark {
 
-/// Tensors of every name, of a million numbers again and again.
+/// Weights that are there at once: a million numbers again and again.
 class MadeUpWeights {
  public:
-  explicit MadeUpWeights(const dflash::TargetConfig& config) : config_(config), numbers_(1 << 20) {
+  explicit MadeUpWeights(const nlohmann::json& config) : shapes_(config), numbers_(1 << 20) {
     for (std::size_t i = 0; i < numbers_.size(); ++i) numbers_[i] = number(i, 5);
   }
 
-  bool contains(std::string_view name) const { return !name.ends_with(".bias"); }
-  dflash::TensorEntry at(std::string_view name) const {
-    const index_t q = config_.heads * config_.head_dim, kv = config_.kv_heads * config_.head_dim;
-    const auto is = [&](const char* part) { return name.find(part) != std::string_view::npos; };
-    const auto matrix = [](index_t rows, index_t columns) {
-      return dflash::TensorEntry{dflash::DType::bf16, {rows, columns}, nullptr};
-    };
-    if (is("embed_tokens") || is("lm_head")) return matrix(config_.vocabulary, config_.hidden);
-    if (is("q_proj")) return matrix(q, config_.hidden);
-    if (is("k_proj") || is("v_proj")) return matrix(kv, config_.hidden);
-    if (is("o_proj")) return matrix(config_.hidden, q);
-    if (is("gate_proj") || is("up_proj")) return matrix(config_.intermediate, config_.hidden);
-    if (is("down_proj")) return matrix(config_.hidden, config_.intermediate);
-    return {
-        DType::bf16, {is("q_norm") || is("k_norm") ? config_.head_dim : config_.hidden}, nullptr};
-  }
+  const dflash::TargetConfig& config() const { return shapes_.config(); }
+  bool contains(std::string_view name) const { return shapes_.contains(name); }
+  const dflash::TensorEntry& at(std::string_view name) const { return shapes_.at(name); }
   template <class T>
   void read(std::string_view name, const std::vector<index_t>& shape, T* out) const {
-    const dflash::TensorEntry entry = at(name);
+    const dflash::TensorEntry& entry = at(name);
     dflash::expects(entry.shape == shape, "made-up weights: another shape");
     const float size = shape.size() == 1 ? 0.0f : 0.03f, middle = shape.size() == 1 ? 1.0f : 0.0f;
     std::vector<T> piece(numbers_.size());
@@ -79,7 +40,7 @@ class MadeUpWeights {
   }
 
  private:
-  dflash::TargetConfig config_;
+  RandomTarget shapes_;
   std::vector<float> numbers_;
 };
 
@@ -87,15 +48,9 @@ class MadeUpWeights {
 
 namespace {
 
-double seconds_now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
-std::vector<std::int32_t> prompt_tokens(index_t n, index_t vocabulary) {
-  std::vector<std::int32_t> tokens;
-  for (index_t i = 0; i < n; ++i) tokens.push_back(std::int32_t((i * 7919 + 13) % vocabulary));
-  return tokens;
-}
+using namespace dflash;
+using namespace dflash_benchmark;
+using B = CudaBackend<bfloat16>;
 
 void measure(B& backend, const TargetModel<B>& target, index_t prompt_size, index_t new_tokens,
              int repeats) {
@@ -157,8 +112,10 @@ int main(int count, char** arguments) {
       repeats = value;
   }
   B backend;
-  const TargetConfig config = qwen3_8b(layers);
-  const TargetModel<B> target(backend, config, MadeUpWeights(config));
+  auto config = config_of_shape("qwen3-8b");
+  config["num_hidden_layers"] = layers;
+  const MadeUpWeights weights(config);
+  const TargetModel<B> target(backend, weights.config(), weights);
   std::printf("%td layers of qwen3-8b in bfloat16\n", layers);
   measure(backend, target, prompt, new_tokens, int(repeats));
 }
