@@ -31,6 +31,10 @@ table() { # compiler's log: one line per kernel
       /^registers/ {printf "%9d %6d %7d  %s\n", $2, stack, spills, name}' | sort -k4 |
     { printf 'registers  stack  spills  kernel\n'; cat; }
 }
+shared_memory() { # architecture: what launches of attention ask for
+  "$nvcc" -std=c++20 -Iinclude -gencode="arch=compute_$1,code=sm_$1" tests/cuda/shared_memory.cu \
+    -o "$work/shared_memory" -lcublasLt -lcuda && "$work/shared_memory"
+}
 export -f compile alone
 export nvcc work
 compiled=0 failed=0
@@ -45,7 +49,7 @@ for arch in "$@"; do
   cp tests/cuda/kernels.cu "$work/kernels.cu"
   if compile "$arch" "$work/kernels.cu" -Xptxas -v >"$work/log" 2>&1; then
     compiled=$((compiled + 1))
-    $kernels_only && table "$work/log"
+    $kernels_only && table "$work/log" && shared_memory "$arch"
   else
     failed=$((failed + 1))
     grep -v '^ptxas info\|bytes stack frame' "$work/log"
