@@ -244,13 +244,13 @@ class DFlashBlock {
         copy_columns(backend(), v.view(), part.first * dim,
                      View<T, 2>{part.data, {rows, part.count * dim}});
   }
+  /// From dout, which becomes the gradient of the projection, adds to dx and the gradients.
   void project_backward(In<T, 2> x, In<T, 2> w, In<T, 1> w_norm, In<T, 2> cos, In<T, 2> sin,
                         Projection& s, Matrix& dout, Out<T, 2> dx, Gradient<Sum> dw,
                         Out<Sum, 1> dbias, Out<Sum, 1> dw_norm) const {
-    Matrix draw = like(s.raw);
     rms_norm_rope_backward(backend(), heads(s.raw), w_norm, s.rstd.view(), cos, sin, heads(dout),
-                           heads(draw), dw_norm);
-    times_backward(x, w, draw.view(), {dx}, dw, dbias);
+                           heads(dout), dw_norm);
+    times_backward(x, w, dout.view(), {dx}, dw, dbias);
   }
 
   A attention_;
