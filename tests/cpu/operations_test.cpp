@@ -53,6 +53,50 @@ TEST_CASE_TEMPLATE("the exponential is within two units in the last place", T, f
   CHECK(std::isnan(detail::exponential(std::numeric_limits<T>::quiet_NaN())));
 }
 
+TEST_CASE_TEMPLATE("powers of two are within two units in the last place, in vectors as alone", T,
+                   float, double) {
+  const T limit = std::is_same_v<T, float> ? 126 : 1022,
+          infinity = std::numeric_limits<T>::infinity();
+  for (CpuPath path : cpu_paths()) {
+    std::vector<T> x, alone(20480);
+    for (int i = 0; i < 20480; ++i) x.push_back(limit * T(i / 10240.0 - 1));
+    detail::on_path(
+        path, [&]() __attribute__((always_inline)) {
+          for (std::size_t i = 0; i < x.size(); ++i) {
+            T y = x[i];
+            detail::power_of_two(y);
+            alone[i] = y;
+          }
+        });
+    std::vector<T> together = x;
+    detail::on_vectors(
+        path, [&](auto bytes) __attribute__((always_inline)) {
+          using V = detail::Vector<T, bytes>;
+          for (std::size_t i = 0; i < together.size(); i += V::lanes) {
+            typename V::Register y = *(const typename V::Memory*)&together[i];
+            detail::power_of_two(y);
+            *(typename V::Memory*)&together[i] = y;
+          }
+        });
+    CHECK(same_bits(alone, together));
+    double worst = 0;
+    for (std::size_t i = 0; i < x.size(); ++i) {
+      const double e = std::exp2(double(x[i]));
+      worst = std::max(worst, std::abs(double(alone[i]) - e) / e);
+    }
+    CHECK(worst < 2 * double(std::numeric_limits<T>::epsilon()));
+  }
+  const auto power = [](T x) {
+    detail::power_of_two(x);
+    return x;
+  };
+  CHECK(power(0) == 1);
+  CHECK(power(-3) == T(0.125));
+  CHECK(power(-infinity) == 0);
+  CHECK(power(T(-1e5)) == 0);
+  CHECK(std::isnan(power(std::numeric_limits<T>::quiet_NaN())));
+}
+
 TEST_CASE_TEMPLATE("elementwise and row operations do what they say", T, float, double) {
   for (int threads : {1, 3}) {
     CpuBackend<T> backend(threads);

@@ -7,6 +7,7 @@
 #include "dflash/cpu/attention_tile.hpp"
 #include "dflash/cpu/backend.hpp"
 #include "dflash/cpu/bfloat16_vector.hpp"
+#include "dflash/cpu/gemm_rows.hpp"
 
 /// What attention's two products are made of: floats, or pairs of bfloat16 where the rule and the
 /// precision let it round and the path multiplies them.
@@ -16,10 +17,11 @@ namespace dflash::detail {
 template <class T>
 struct PlainFactors {
   using Element = T;
+  using Kernel = GemmKernel<T>;
   template <int Bytes>
   using Step = PlainStep<T, Bytes>;
 
-  static const GemmKernel<T>& kernel(CpuBackend<T>& backend) { return backend.gemm_kernel(); }
+  static Kernel kernel(CpuBackend<T>& backend) { return backend.gemm_kernel(); }
   /// Elements that n values make.
   static constexpr index_t depth(index_t n) { return n; }
   /// The element that holds value n.
@@ -31,14 +33,31 @@ struct PlainFactors {
   /// Rows of a left factor, depth(x_row) apart.                                        x (rows, n)
   static const T* left(CpuPath, const T* x, index_t, index_t, index_t, T*) { return x; }
 
-  static void pack_keys(const GemmKernel<T>& kernel, const T* keys, index_t step, index_t dim,
-                        const KeyChunk& chunk, T* to) {
-    detail::pack_keys(kernel, keys, step, dim, chunk, to);
+  /// Slots that a block's keys take.
+  static constexpr index_t pitch(index_t keys) { return keys; }
+  /// Elements in memory of a copied key, and of a copied value.
+  static constexpr index_t key_step(index_t dim) { return dim + 64 / index_t(sizeof(T)); }
+  static constexpr index_t value_step(index_t dim) { return key_step(dim); }
+
+  /// Keys [slots) as rows, from slot 0 on: where they lie, or copied.
+  static Strided<T> key_rows(const T* keys, index_t step, Range slots, index_t dim, T* room) {
+    if (close_together(step * index_t(sizeof(T)))) return {keys, step, 1};
+    for (index_t j = slots.begin; j < slots.end; ++j)
+      std::copy_n(keys + j * step, dim, room + j * key_step(dim));
+    return {room, key_step(dim), 1};
   }
-  static void pack_values(const GemmKernel<T>& kernel, const T* values, index_t step, index_t dim,
-                          const KeyChunk& chunk, T* to) {
-    detail::pack_values(kernel, values, step, dim, chunk, to);
+  /// Values [slots) as columns, from slot 0 on.
+  static Strided<T> value_columns(const T* values, index_t step, Range slots, index_t dim,
+                                  T* room) {
+    const Strided<T> rows = key_rows(values, step, slots, dim, room);
+    return {rows.data, rows.column_step, rows.row_step};
   }
+  /// Rows as the columns of a panel.                        q (lanes, dim)  to (dim, lanes)
+  static void pack_queries(const T* q, index_t lanes, index_t dim, T*, T* to) {
+    transpose(q, dim, dim, lanes, to, lanes);
+  }
+  /// What rows weigh slots [slots) with, from slot 0 on.             share (slots, lanes)
+  static const T* pack_shares(const T* share, index_t, Range, T*) { return share; }
 
   /// The keys of a chunk as columns, whole vectors of them.                    to (dim, key_chunk)
   template <int Bytes>
@@ -75,43 +94,38 @@ struct PairFactors {
   /// May write up to fifteen pairs behind the last row.
   static const Element* left(CpuPath, const float* x, index_t rows, index_t n, index_t x_row,
                              Element* to) {
-    auto run = [=]() __attribute__((always_inline)) {
-      for (index_t i = 0; i < rows; ++i)
-        for (index_t at = 0; at < n; at += 32) {
-          Pairs16::Register pairs;
-          load_pairs(x + i * x_row + at, n - at, pairs);
-          *(Pairs16::Memory*)(to + i * depth(x_row) + at / 2) = pairs;
-        }
-    };
-    run_avx512(run);
+    round_rows(x, rows, n, x_row, to, depth(x_row));
     return to;
   }
 
-  static void pack_keys(const Kernel& kernel, const float* keys, index_t step, index_t dim,
-                        const KeyChunk& chunk, Element* to) {
-    const Range slots = chunk.slots;
-    const float* const first = keys + chunk.first * step;
-    auto run = [ =, panel = kernel.panel_columns(), &kernel ]() __attribute__((always_inline)) {
-      for (index_t j = slots.begin / 16 * 16; j < slots.end; j += 16) {
-        const index_t begin = j / panel * panel, width = kernel.width(slots.end - begin);
-        turn_pairs(first, step, slots, dim, j, to + begin * depth(dim) + j - begin, width);
-      }
+  static constexpr index_t pitch(index_t keys) { return 2 * depth(keys); }
+  static constexpr index_t key_step(index_t dim) { return (dim + 31) / 32 * 16; }
+  static constexpr index_t value_step(index_t dim) { return (dim + 15) / 16 * 16; }
+
+  static Strided<Element> key_rows(const float* keys, index_t step, Range slots, index_t dim,
+                                   Element* room) {
+    round_rows(keys + slots.begin * step, slots.size(), dim, step,
+               room + slots.begin * key_step(dim), key_step(dim));
+    return {room, key_step(dim), 1};
+  }
+  static Strided<Element> value_columns(const float* values, index_t step, Range slots, index_t dim,
+                                        Element* room) {
+    auto run = [=]() __attribute__((always_inline)) {
+      pair_values(values, step, slots, dim, room, value_step(dim));
     };
     run_avx512(run);
+    return {room, 1, value_step(dim)};
   }
-  static void pack_values(const Kernel& kernel, const float* values, index_t step, index_t dim,
-                          const KeyChunk& chunk, Element* to) {
-    const index_t panel = kernel.panel_columns(), pairs = depth(chunk.slots.end);
-    for (index_t j = 0; j < dim; j += panel) {
-      const index_t width = kernel.width(std::min(dim - j, panel));
-      Element* const start = to + j * pairs;
-      std::fill_n(start, chunk.slots.begin / 2 * width, Element(0));
-      auto run = [=]() __attribute__((always_inline)) {
-        pair_values(values + chunk.first * step + j, step, chunk.slots, std::min(dim - j, panel),
-                    start, width);
-      };
-      run_avx512(run);
-    }
+  static void pack_queries(const float* q, index_t lanes, index_t dim, Element* room, Element* to) {
+    round_rows(q, lanes, dim, dim, room, key_step(dim));
+    transpose(room, key_step(dim), depth(dim), lanes, to, lanes);
+  }
+  static const Element* pack_shares(const float* share, index_t lanes, Range slots, Element* room) {
+    auto run = [=]() __attribute__((always_inline)) {
+      pair_values(share, lanes, slots, lanes, room, lanes);
+    };
+    run_avx512(run);
+    return room;
   }
 
   template <int>
@@ -129,6 +143,19 @@ struct PairFactors {
   }
 
  private:
+  /// May write up to fifteen pairs behind the last row.
+  static void round_rows(const float* x, index_t rows, index_t n, index_t x_row, Element* to,
+                         index_t to_row) {
+    auto run = [=]() __attribute__((always_inline)) {
+      for (index_t i = 0; i < rows; ++i)
+        for (index_t at = 0; at < n; at += 32) {
+          Pairs16::Register pairs;
+          load_pairs(x + i * x_row + at, n - at, pairs);
+          *(Pairs16::Memory*)(to + i * to_row + at / 2) = pairs;
+        }
+    };
+    run_avx512(run);
+  }
   /// Keys j to j + 15 as columns; where there is no key, some other: nobody sees it.
   [[gnu::always_inline]] static void turn_pairs(const float* keys, index_t step, Range slots,
                                                 index_t dim, index_t j, Element* to,

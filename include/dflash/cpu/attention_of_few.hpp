@@ -24,7 +24,7 @@ class AttentionOfFew {
       : path_(backend.path()),
         q_(q),
         kv_(kv),
-        scale_(T(scale)),
+        scale_(T(scale / natural_log_of_two)),
         plan_(plan),
         rows_(plan.rows()),
         parts_(plan.tiles() < 4 * backend.threads() ? backend.threads() : 1) {
@@ -127,8 +127,7 @@ class AttentionOfFew {
     T* const state = sum + rows_ * dim;
     const RunningSoftmax<T> seen{state, state + rows_, state + 2 * rows_, state + 3 * rows_};
     std::fill_n(sum, tile.rows() * width, T(0));
-    std::fill_n(seen.top, tile.rows(), -std::numeric_limits<T>::infinity());
-    std::fill_n(seen.sum, tile.rows(), T(0));
+    seen.begin(tile.rows());
     index_t c = 0;
     for_each_chunk(tile, [&](const KeyChunk& chunk) {
       const auto v = chunk.own ? kv_.v_block : kv_.v_context;
@@ -140,10 +139,10 @@ class AttentionOfFew {
     });
     for (index_t i = 0; i < tile.rows(); ++i) {
       const index_t at = tile.source(i, q_.shape[1]);
-      const T share = seen.sum[i] > 0 ? 1 / seen.sum[i] : T(0);
+      const T share = seen.share(i);
       T* const to = y.data + at * dim + columns.begin;
       for (index_t d = 0; d < width; ++d) to[d] = sum[i * width + d] * share;
-      if (columns.begin == 0) lse.data[at] = seen.top[i] + std::log(seen.sum[i]);
+      if (columns.begin == 0) lse.data[at] = seen.log_sum(i);
     }
   }
 

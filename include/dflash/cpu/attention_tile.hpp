@@ -23,10 +23,22 @@ struct QueryTile {
 
   index_t query_rows() const { return blocks.size() * mask->block_size; }
   index_t rows() const { return query_rows() * heads.size(); }
+  /// How many query rows from a multiple of it on see the same keys.
+  index_t alike() const { return mask->window > 0 ? 1 : mask->block_size; }
   /// Which (query row, head) of all `all_heads` row i is.
   index_t source(index_t i, index_t all_heads) const {
     return (blocks.begin * mask->block_size + i / heads.size()) * all_heads + heads.begin +
            i % heads.size();
+  }
+  /// f(i, source(i)) for some rows.
+  template <class F>
+  void for_rows(Range rows, index_t all_heads, F&& f) const {
+    const index_t group = heads.size();
+    index_t at = source(rows.begin, all_heads), h = rows.begin % group;
+    for (index_t i = rows.begin; i < rows.end; ++i, ++at) {
+      f(i, at);
+      if (++h == group) h = 0, at += all_heads - group;
+    }
   }
 };
 
@@ -39,34 +51,13 @@ struct KeyChunk {
   const Range* visible;  // (query rows): what each sees, in rows of the source
 
   index_t width() const { return (slots.end + 15) / 16 * 16; }
-};
-
-/// f(chunk) for some rows at a time of a chunk, whose rows are query rows as yet, where later ones
-/// see more of it than earlier ones. What a row does not see adds nothing to its sums.
-template <class F>
-void for_each_step(const QueryTile& tile, const KeyChunk& chunk, F&& f) {
-  constexpr index_t step = 16, few = 12;
-  const index_t heads = tile.heads.size();
-  bool rising = true;
-  for (index_t u = chunk.rows.begin + 1; u < chunk.rows.end; ++u)
-    rising = rising && chunk.visible[u - 1].end <= chunk.visible[u].end;
-  KeyChunk part = chunk;
-  const auto end_at = [&](index_t u, index_t slots) {
-    part.rows.end = u * heads;
-    part.slots.end = slots;
-    if (part.slots.begin < part.slots.end) f(part);
-    part.rows.begin = u * heads;
-  };
-  part.rows.begin = chunk.rows.begin * heads;
-  index_t slots = 0;
-  for (index_t u = chunk.rows.begin; u < chunk.rows.end; ++u) {
-    const index_t last = (chunk.visible[u].end - chunk.first + step - 1) / step * step,
-                  own = rising ? std::min(last, chunk.slots.end) : chunk.slots.end;
-    if (own > slots && u * heads - part.rows.begin >= few) end_at(u, slots);
-    slots = std::max(slots, own);
+  /// The slots that query row u of the tile sees.
+  Range seen(index_t u, index_t heads) const {
+    if (u * heads < rows.begin || u * heads >= rows.end) return {};
+    return {std::max(visible[u].begin - first, index_t(0)),
+            std::min(visible[u].end - first, key_chunk)};
   }
-  end_at(chunk.rows.end, slots);
-}
+};
 
 /// f(chunk) for the chunks of rows [begin, ...) of one source that query rows [some) of the tile
 /// see.
@@ -92,7 +83,12 @@ void for_each_chunk(const QueryTile& tile, bool own, Range some, index_t begin, 
        at += key_chunk) {
     const Range keys = bounds({at, at + key_chunk}, rows);
     if (keys.begin >= keys.end) continue;
-    for_each_step(tile, {own, at, {keys.begin - at, keys.end - at}, rows, visible}, f);
+    const index_t heads = tile.heads.size();
+    f(KeyChunk{own,
+               at,
+               {keys.begin - at, keys.end - at},
+               {rows.begin * heads, rows.end * heads},
+               visible});
   }
 }
 
@@ -148,7 +144,13 @@ class AttentionPlan {
   index_t tiles() const { return tiles_; }
   index_t kv_heads() const { return kv_heads_; }
   /// Rows of the largest tile.
-  index_t rows() const { return largest_ * std::min(rule_.heads.group, heads_); }
+  index_t rows() const { return largest_ * group(); }
+
+  /// Blocks of the largest tile.
+  index_t blocks() const { return largest_ / std::max<index_t>(block_size(), 1); }
+  index_t block_size() const { return rule_.mask.block_size; }
+  /// Query heads that share a key/value head, at most.
+  index_t group() const { return std::min(rule_.heads.group, heads_); }
 
   /// The context rows that some row of a tile sees.
   Range context(index_t t) const {
@@ -173,12 +175,13 @@ class AttentionPlan {
                          {std::max<index_t>(start, 0), std::min(start + group, heads_)},
                          context,
                          context + largest_};
-    for (index_t u = 0; u < tile.query_rows(); ++u) {
-      const index_t block = tile.blocks.begin + u / rule_.mask.block_size,
-                    offset = u % rule_.mask.block_size;
-      tile.context[u] = rule_.mask.context(block, offset);
-      tile.own[u] = rule_.mask.own(block, offset);
-    }
+    index_t u = 0;
+    for (index_t block = tile.blocks.begin; block < tile.blocks.end; ++block)
+      for (index_t offset = 0; offset < rule_.mask.block_size; ++offset, ++u) {
+        const bool as_before = offset > 0 && rule_.mask.window == 0;
+        tile.context[u] = as_before ? tile.context[u - 1] : rule_.mask.context(block, offset);
+        tile.own[u] = as_before ? tile.own[u - 1] : rule_.mask.own(block, offset);
+      }
     return tile;
   }
 
@@ -192,37 +195,6 @@ class AttentionPlan {
   CpuBuffer<index_t> bounds_;
   CpuBuffer<Range> ranges_;
 };
-
-/// The keys of a chunk as the right factor of rows times keys^T: panels (dim, width), zeros where
-/// no row sees the key.
-template <class T>
-void pack_keys(const GemmKernel<T>& kernel, const T* keys, index_t key_step, index_t dim,
-               const KeyChunk& chunk, T* to) {
-  for (index_t j = 0; j < chunk.slots.end; j += kernel.panel_columns()) {
-    const index_t left = std::min(chunk.slots.end - j, kernel.panel_columns()),
-                  width = kernel.width(left), first = std::max(chunk.slots.begin, j);
-    T* const panel = to + j * dim;
-    if (first > j || left < width) std::fill_n(panel, width * dim, T(0));
-    if (first < j + left)
-      transpose(keys + (chunk.first + first) * key_step, key_step, dim, j + left - first,
-                panel + first - j, width);
-  }
-}
-
-/// The keys or values of a chunk as the right factor of probabilities times values: panels of the
-/// head, (slots.end, padded dim), zeros where no row sees the key.
-template <class T>
-void pack_values(const GemmKernel<T>& kernel, const T* values, index_t key_step, index_t dim,
-                 const KeyChunk& chunk, T* to) {
-  const index_t unseen = chunk.slots.begin, k = chunk.slots.end;
-  for (index_t j = 0; j < dim; j += kernel.panel_columns()) {
-    const index_t left = std::min(dim - j, kernel.panel_columns()), width = kernel.width(left);
-    T* const panel = to + j * k;
-    std::fill_n(panel, unseen * width, T(0));
-    pack_panels<T>({values + (chunk.first + unseen) * key_step + j, key_step, 1}, {0, k - unseen},
-                   k - unseen, {0, left}, width, 0, panel + unseen * width);
-  }
-}
 
 /// -infinity in the slots of a row that it does not see.
 template <int Width, class T>

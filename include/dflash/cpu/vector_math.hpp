@@ -59,6 +59,58 @@ template <std::floating_point T>
   return std::bit_cast<T>(Bits(std::bit_cast<Bits>(y) & -Bits(n > zero - bias)));
 }
 
+/// The scalar, or that of a vector's lanes.
+template <class X>
+struct LanesOf {
+  using Scalar = X;
+  using Bits = std::conditional_t<sizeof(X) == 4, std::int32_t, std::int64_t>;
+};
+template <class X>
+requires(!std::floating_point<X>) struct LanesOf<X> {
+  using Scalar = std::remove_cvref_t<decltype(X()[0])>;
+  typedef typename LanesOf<Scalar>::Bits Bits __attribute__((vector_size(sizeof(X))));
+};
+
+/// x becomes 2^x within two units in the last place, for numbers and vectors of them below the
+/// largest exponent. 0 below the normal numbers; NaN stays NaN.
+template <class X>
+[[gnu::always_inline]] inline void power_of_two(X& x) {
+  using T = typename LanesOf<X>::Scalar;
+  using Bits = typename LanesOf<X>::Bits;
+  constexpr bool single = sizeof(T) == 4;
+  constexpr int mantissa = single ? 23 : 52, bias = single ? 127 : 1023;
+  // Adding 1.5 * 2^mantissa rounds to a whole number and leaves it in the lowest bits, here with
+  // the bias of exponents.
+  constexpr T shift = T((std::int64_t(3) << (mantissa - 1)) + bias);
+  const X least = X{} - T(bias);
+  x = x < least ? least : x;
+  const X n = x + shift, r = x - (n - shift);
+  X p;
+  if constexpr (single) {
+    p = r * 1.545316295e-4f + 1.339086366e-3f;
+    p = p * r + 9.618082557e-3f;
+    p = p * r + 5.550357114e-2f;
+    p = p * r + 0.2402265076f;
+    p = p * r + 0.693147188f;
+  } else {
+    p = r * 4.4549605981865186e-10 + 7.072585949269223e-09;
+    p = p * r + 1.0178062445845774e-07;
+    p = p * r + 1.321544258792169e-06;
+    p = p * r + 1.525273382983612e-05;
+    p = p * r + 0.0001540353044173605;
+    p = p * r + 0.0013333558146416936;
+    p = p * r + 0.009618129107606888;
+    p = p * r + 0.0555041086648216;
+    p = p * r + 0.24022650695910097;
+    p = p * r + 0.6931471805599453;
+  }
+  p = p * r + T(1);
+  if constexpr (std::floating_point<X>)
+    x = p * std::bit_cast<X>(Bits(std::bit_cast<Bits>(n) << mantissa));
+  else
+    x = p * (X)((Bits)n << mantissa);
+}
+
 /// The sixteen lanes combined pairwise, always in the same order.
 template <class T, class F>
 [[gnu::always_inline]] inline T fold(T (&lane)[16], F f) {
