@@ -71,7 +71,7 @@ took
 stage "g++, optimised: all tests, examples and the golden data, ranks under MPI" 15
 onednn=OFF
 $all && onednn=ON
-options="-DCMAKE_BUILD_TYPE=Release -DDFLASH_WERROR=ON -DDFLASH_MPI=ON -DDFLASH_ONEDNN=$onednn"
+options="-DCMAKE_BUILD_TYPE=Release -DCMAKE_UNITY_BUILD=ON -DDFLASH_WERROR=ON -DDFLASH_MPI=ON -DDFLASH_ONEDNN=$onednn"
 if build build/test >build/test.log 2>&1; then
   rm -f build/test.log
   took
@@ -86,8 +86,8 @@ stage "installed package" 1
 prefix=$PWD/build/prefix
 consume() {
   cmake --install build/test --prefix "$prefix" &&
-    cmake -S tests/package -B build/consumer -G Ninja -DCMAKE_BUILD_TYPE=Release \
-      -DCMAKE_PREFIX_PATH="$prefix" && cmake --build build/consumer && build/consumer/consumer
+    cmake -S tests/package -B build/consumer -G Ninja -DCMAKE_PREFIX_PATH="$prefix" &&
+    cmake --build build/consumer && build/consumer/consumer
 }
 check "a program outside the repository builds against the install tree and runs" consume
 took
@@ -132,27 +132,43 @@ else
 fi
 took
 
-sanitized() { # preset, pattern of tests
-  local folder=build/$1
-  local targets
-  targets=$(cd tests && find . -name '*_test.cpp' ! -path './programs/*' | grep -E "$2" | sed 's|^\./cuda/|cuda_|; s|.*/||; s|\.cpp$||' | sort)
-  if ! { cmake --preset "$1" -B "$folder" -DDFLASH_EXAMPLES=OFF &&
-    cmake --build "$folder" --target $targets; } >build/sanitize.log 2>&1; then
-    tail -40 build/sanitize.log
+run_sanitized() { # executable, log
+  "$1" >"$2" 2>&1 || { echo "FAILED $1"; tail -30 "$2"; }
+}
+export -f run_sanitized
+sanitized() { # preset, groups of tests: all without any
+  local folder=build/$1 test tests bad
+  local log=$folder/sanitize.log
+  shift
+  cmake --preset "${folder#build/}" -B "$folder" -DDFLASH_EXAMPLES=OFF -DCMAKE_UNITY_BUILD=ON >build/sanitize.log 2>&1
+  tests=$(printf '%s_tests\n' "$@")
+  [ $# -gt 0 ] || tests=$(cmake --build "$folder" --target help | sed -n 's/^\([a-z_]*_tests\): phony/\1/p')
+  # shellcheck disable=SC2086
+  if ! cmake --build "$folder" --target $tests >"$log" 2>&1; then
+    tail -40 "$log"
     failed=$((failed + 1))
     return
   fi
-  for test in $targets; do check "$test under $1" "$folder/tests/$test"; done
+  echo "$tests" | xargs -P 2 -I{} bash -c "run_sanitized $folder/tests/{} $folder/{}.log" | tee "$log"
+  bad=$(grep -c '^FAILED' "$log")
+  failed=$((failed + bad))
+  for test in $tests; do
+    passed=$((passed + $(sed -n 's/.*test cases: .*| *\([0-9]*\) passed.*/\1/p' "$folder/$test.log")))
+  done
 }
 
-if $all; then readers='.'; else readers='/(io|text|data|import)/|/cuda/(attention|backend|emulation|linear_cross_entropy|operations)_test|tests_of_files|parallel_stages'; fi
-stage "address and undefined-behaviour sanitizers: readers of files, kernels, the parallel path" 7
-sanitized sanitize "$readers"
+readers="io text data import parallel_stages cuda cuda_kernels"
+$all && readers=""
+stage "address and undefined-behaviour sanitizers: readers of files, kernels, the parallel path" 5
+# shellcheck disable=SC2086
+sanitized sanitize $readers
 took
 
-if $all; then threads='.'; else threads='thread|communicator|/cuda/(emulation|operations|backend|nccl|uploads)_test|parallel_stages'; fi
-stage "thread sanitizer: threads, ranks and kernels" 4
-sanitized sanitize-thread "$threads"
+threads="core comm parallel_stages cuda cuda_ranks"
+$all && threads=""
+stage "thread sanitizer: threads, ranks and kernels" 3
+# shellcheck disable=SC2086
+sanitized sanitize-thread $threads
 took
 
 $all || skip "MPI on the other numbers of ranks: ./test.sh --all runs them"

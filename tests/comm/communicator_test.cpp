@@ -1,5 +1,7 @@
 #include "communicator_suite.hpp"
 
+namespace communicator_test {
+
 using namespace dflash;
 
 static_assert(CommunicatorFor<SingleProcess, CpuBackend<float>>);
@@ -23,3 +25,5 @@ TEST_CASE("a single process finds counts that differ") {
                                                   communicator_suite::view(out), three),
                        "all_to_all: rank 0 sends 2 elements to itself and expects 3", Error);
 }
+
+}  // namespace communicator_test

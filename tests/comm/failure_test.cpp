@@ -5,18 +5,16 @@
 #include <string>
 #include <vector>
 
+namespace failure_test {
+
 using dflash::detail::RankState;
 using dflash::detail::stall_text;
-
-namespace {
 
 RankState state(int rank, dflash::index_t number, const char* inside, double seconds = 1) {
   RankState s{.rank = rank, .number = number, .seconds = seconds};
   s.enter(inside);
   return s;
 }
-
-}  // namespace
 
 TEST_CASE("a rank that does not answer is late before all others") {
   RankState silent = state(2, 0, "");
@@ -64,3 +62,5 @@ TEST_CASE("a collective's long name is cut, not overrun") {
   s.leave();
   CHECK(!s.is_inside());
 }
+
+}  // namespace failure_test

@@ -4,6 +4,8 @@
 
 #include <set>
 
+namespace sequence_layout_test {
+
 using namespace dflash;
 
 TEST_CASE("Even cuts are contiguous, whole and differ by at most one") {
@@ -65,3 +67,5 @@ TEST_CASE("A ring index holds an equal share of every prefix, to within a stripe
       CHECK(sum == total);
     }
 }
+
+}  // namespace sequence_layout_test

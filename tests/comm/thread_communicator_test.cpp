@@ -10,6 +10,8 @@
 
 #include "communicator_suite.hpp"
 
+namespace thread_communicator_test {
+
 using namespace dflash;
 using namespace std::chrono_literals;
 using communicator_suite::Counts;
@@ -17,8 +19,6 @@ using communicator_suite::view;
 
 static_assert(CommunicatorFor<ThreadCommunicator, CpuBackend<float>>);
 static_assert(CommunicatorFor<ThreadCommunicator, CpuBackend<double>>);
-
-namespace {
 
 /// The text of what run throws.
 template <class Body>
@@ -36,8 +36,6 @@ bool contains(const std::string& text, const std::string& part) {
   CHECK(text.find(part) != std::string::npos);
   return text.find(part) != std::string::npos;
 }
-
-}  // namespace
 
 TEST_CASE("threads are ranks of a communicator") {
   for (const int ranks : {1, 2, 3, 4, 7}) {
@@ -258,3 +256,5 @@ TEST_CASE("a communicator without a team says so") {
   CHECK_THROWS_AS(none.barrier(), Error);
   CHECK_THROWS_AS(ThreadCommunicator::run(0, [](ThreadCommunicator) {}), Error);
 }
+
+}  // namespace thread_communicator_test

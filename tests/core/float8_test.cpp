@@ -5,9 +5,9 @@
 #include <cmath>
 #include <vector>
 
-using dflash::float8_e4m3;
+namespace float8_test {
 
-namespace {
+using dflash::float8_e4m3;
 
 float value_of(int bits) {
   float8_e4m3 x;
@@ -23,8 +23,6 @@ float defined_value(int bits) {
                                         : std::ldexp(float(8 + mantissa), exponent - 10);
   return bits & 0x80 ? -magnitude : magnitude;
 }
-
-}  // namespace
 
 TEST_CASE("every eight-bit float has the value of its definition and survives a round trip") {
   for (int bits = 0; bits < 256; ++bits) {
@@ -53,3 +51,5 @@ TEST_CASE("a float becomes the nearest eight-bit float, ties to the even one") {
   CHECK(std::isnan(value_of(float8_e4m3(INFINITY).bits)));
   CHECK(std::isnan(value_of(float8_e4m3(NAN).bits)));
 }
+
+}  // namespace float8_test

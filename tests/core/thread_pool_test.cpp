@@ -6,6 +6,8 @@
 #include <thread>
 #include <vector>
 
+namespace thread_pool_test {
+
 using namespace dflash;
 
 TEST_CASE("every iteration runs once, on a thread of the crew") {
@@ -62,3 +64,5 @@ TEST_CASE("an exception comes out at the caller, and the crew works on") {
 }
 
 TEST_CASE("a crew of nobody is refused") { CHECK_THROWS_AS(ThreadPool(0), Error); }
+
+}  // namespace thread_pool_test

@@ -8,10 +8,10 @@
 #include "cpu/support.hpp"
 #include "dflash/cpu.hpp"
 
+namespace attention_test {
+
 using namespace dflash;
 using namespace dflash_test;
-
-namespace {
 
 /// Blocks over one packed context, with everything attention reads and writes.
 template <class T>
@@ -142,8 +142,6 @@ auto attention_ways() {
   });
   return all;
 }
-
-}  // namespace
 
 TEST_CASE_TEMPLATE("attention is the softmax's formula", T, float, double) {
   for (const auto& [path, precision] : attention_ways<T>())
@@ -387,3 +385,5 @@ TEST_CASE("no block and no context row are fine") {
   empty.expected(y, lse);
   CHECK(difference(std::vector<double>(empty.y.begin(), empty.y.end()), y) < 1e-5);
 }
+
+}  // namespace attention_test

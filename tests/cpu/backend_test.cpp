@@ -7,6 +7,8 @@
 #include "cpu/support.hpp"
 #include "dflash/cpu.hpp"
 
+namespace backend_test {
+
 using namespace dflash;
 using namespace dflash_test;
 
@@ -115,3 +117,5 @@ TEST_CASE("repeating a step asks the system for no memory") {
   }
   CHECK(backend.system_allocations() == before);
 }
+
+}  // namespace backend_test

@@ -8,10 +8,10 @@
 #include "cpu/support.hpp"
 #include "dflash/cpu.hpp"
 
+namespace frozen_int8_test {
+
 using namespace dflash;
 using namespace dflash_test;
-
-namespace {
 
 /// Each row in whole multiples of a 127th of its largest number.
 std::vector<float> rounded(const std::vector<float>& w, index_t rows, index_t k) {
@@ -38,8 +38,6 @@ struct Shape {
 };
 const Shape shapes[] = {{1, 1, 1},    {2, 5, 3},    {9, 33, 6},     {3, 64, 512},
                         {20, 70, 37}, {5, 16, 515}, {1, 300, 1030}, {2, 3, 8200}};
-
-}  // namespace
 
 TEST_CASE("products are those of the rounded weights, on every path and for any shape") {
   for (const CpuPath path : cpu_paths())
@@ -93,3 +91,5 @@ TEST_CASE("a row of zeros gives zeros, and the largest number of a row is exact"
   CHECK(y[0] == 0);
   CHECK(y[1] == doctest::Approx(-6).epsilon(1e-6));
 }
+
+}  // namespace frozen_int8_test

@@ -9,10 +9,10 @@
 #include "cpu/support.hpp"
 #include "dflash/cpu.hpp"
 
+namespace gemm_test {
+
 using namespace dflash;
 using namespace dflash_test;
-
-namespace {
 
 template <class T>
 std::vector<T> product(const std::vector<T>& x, const std::vector<T>& w, index_t n, index_t o,
@@ -41,8 +41,6 @@ struct Shape {
 const Shape shapes[] = {{1, 1, 1},     {3, 5, 7},    {12, 32, 16},  {13, 33, 17},
                         {25, 48, 513}, {64, 16, 65}, {30, 100, 40}, {7, 200, 1100},
                         {0, 4, 3},     {4, 0, 3},    {5, 6, 0}};
-
-}  // namespace
 
 TEST_CASE_TEMPLATE("the three products are right on every path in every precision", T, float,
                    double) {
@@ -174,8 +172,6 @@ TEST_CASE("paths with fused multiply-add give the same bits") {
   for (const auto& y : results) CHECK(same_bits(y, results[0]));
 }
 
-namespace {
-
 /// Matrix registers in memory, so that what the processor's own are told to do is tested where
 /// there are none.
 struct RegistersInMemory {
@@ -206,8 +202,6 @@ struct RegistersInMemory {
           for (int h : {0, 1}) tile[Sum][i][j] += half(tile[A][i][k], h) * half(tile[B][k][j], h);
   }
 };
-
-}  // namespace
 
 TEST_CASE("products by matrix registers are right") {
   CpuBackend<float> backend;
@@ -247,3 +241,5 @@ TEST_CASE("shapes that do not fit are refused") {
   if (backend.path() != CpuPath::portable)
     CHECK_THROWS_AS(linear(other, matrix(a, 4, 3), frozen, matrix(a, 4, 3)), Error);
 }
+
+}  // namespace gemm_test

@@ -9,10 +9,10 @@
 #include "cpu/support.hpp"
 #include "dflash/cpu.hpp"
 
+namespace linear_cross_entropy_part_test {
+
 using namespace dflash;
 using namespace dflash_test;
-
-namespace {
 
 template <class T>
 using Parts = std::vector<CrossEntropyPart<T>>;
@@ -48,8 +48,6 @@ struct Head {
     return parts;
   }
 };
-
-}  // namespace
 
 TEST_CASE_TEMPLATE("a part says what its logits are", T, float, double) {
   const double tolerance = std::is_same_v<T, float> ? 1e-5 : 1e-13;
@@ -155,3 +153,5 @@ TEST_CASE("a row's part has the same bits beside any other rows") {
     CHECK(some_parts[n].best == parts[77 + n].best);
   }
 }
+
+}  // namespace linear_cross_entropy_part_test

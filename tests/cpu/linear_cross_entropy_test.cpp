@@ -9,10 +9,10 @@
 #include "cpu/support.hpp"
 #include "dflash/cpu.hpp"
 
+namespace linear_cross_entropy_test {
+
 using namespace dflash;
 using namespace dflash_test;
-
-namespace {
 
 template <class T>
 struct Head {
@@ -67,8 +67,6 @@ struct Head {
     }
   }
 };
-
-}  // namespace
 
 TEST_CASE_TEMPLATE("cross entropy is the formula, for any size", T, float, double) {
   for (const auto& [path, precision] : ways<T>())
@@ -152,3 +150,5 @@ TEST_CASE("no rows are fine, a label outside the vocabulary is refused") {
     CHECK_THROWS_AS(head.run(backend), Error);
   }
 }
+
+}  // namespace linear_cross_entropy_test

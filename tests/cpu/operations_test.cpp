@@ -10,10 +10,10 @@
 #include "dflash/cpu.hpp"
 #include "dflash/cpu/convert.hpp"
 
+namespace operations_test {
+
 using namespace dflash;
 using namespace dflash_test;
-
-namespace {
 
 using Doubles = std::vector<double>;
 
@@ -24,8 +24,6 @@ Doubles minus(const Doubles& a, const Doubles& b) {
 }
 
 const index_t widths[] = {1, 7, 16, 37, 130};
-
-}  // namespace
 
 TEST_CASE_TEMPLATE("the exponential is within two units in the last place", T, float, double) {
   const double ulp = double(std::numeric_limits<T>::epsilon());
@@ -395,3 +393,5 @@ TEST_CASE("columns, parts of attention and conversions are right on any number o
   }
   CHECK(same_bits(results[0], results[1]));
 }
+
+}  // namespace operations_test

@@ -8,6 +8,8 @@
 #include "cpu/support.hpp"
 #include "dflash/cpu.hpp"
 
+namespace rms_norm_rope_test {
+
 using namespace dflash;
 using namespace dflash_test;
 
@@ -74,3 +76,5 @@ TEST_CASE("the gradients of turned heads are central differences") {
   CHECK(gradient_error(x, dx, loss) < 1e-6);
   CHECK(gradient_error(w, dw, loss) < 1e-6);
 }
+
+}  // namespace rms_norm_rope_test

@@ -3,10 +3,10 @@
 
 #include "cuda/attention_problem.hpp"
 
+namespace attention_test {
+
 using namespace dflash;
 using namespace dflash_test;
-
-namespace {
 
 /// In bfloat16 a probability, a score's gradient and a result are each off by up to 2^-9 of itself,
 /// in any direction: a sum of many by less than 2^-8, and the gradients, which multiply two rounded
@@ -37,8 +37,6 @@ std::vector<Geometry> geometries() {
       {64, 2, {2, 0}, 1, 600, 1100, {0, 0}, {40, 1090}},
   };
 }
-
-}  // namespace
 
 TEST_CASE_TEMPLATE("attention is that of the CPU", T, float, bfloat16) {
   CudaBackend<T> backend;
@@ -229,3 +227,5 @@ TEST_CASE("attention by warps and by Hopper's groups of warps is that of the CPU
         }
       }
 }
+
+}  // namespace attention_test

@@ -4,6 +4,8 @@
 
 #include "cuda/support.hpp"
 
+namespace backend_test {
+
 using namespace dflash;
 using namespace dflash_test;
 
@@ -70,3 +72,5 @@ TEST_CASE("memory may outlive its backend, and a backend may move") {
   }
   CHECK(kept.size() == 10);
 }
+
+}  // namespace backend_test

@@ -12,11 +12,12 @@
 #include "dflash/cuda/launch.cuh"
 #include "dflash/cuda/warp.cuh"
 
+namespace emulation_test {
+
 using namespace dflash;
 using cuda::launch;
 using cuda_emulation::Misuse;
 
-namespace {
 [[maybe_unused]] int races_seen = 0;
 bool races_expected = false;
 
@@ -25,7 +26,6 @@ struct ExpectedRaces {
   ExpectedRaces() { races_expected = true; }
   ~ExpectedRaces() { races_expected = false; }
 };
-}  // namespace
 
 #if defined(__SANITIZE_THREAD__)
 extern "C" const char* __tsan_default_options() { return "exitcode=0"; }
@@ -34,8 +34,6 @@ extern "C" void __tsan_on_report(void*) {
   if (!races_expected) std::abort();
 }
 #endif
-
-namespace {
 
 /// n numbers of device memory, seen from the host only through copies.
 template <class T>
@@ -170,8 +168,6 @@ std::vector<float> counting(std::size_t n) {
   return x;
 }
 
-}  // namespace
-
 TEST_CASE("threads of a block meet at a barrier, and one that is missing shows") {
   bool wrong = false;
   for (std::uint64_t seed = 1; seed < 5; ++seed) {
@@ -295,3 +291,5 @@ TEST_CASE("a stream runs when somebody waits for it, after the streams that it w
   cudaStreamDestroy(first);
   cudaStreamDestroy(second);
 }
+
+}  // namespace emulation_test

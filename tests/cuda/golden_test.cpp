@@ -14,10 +14,10 @@
 #include "golden_runner/optimizer_case.hpp"
 #include "golden_runner/target_case.hpp"
 
+namespace golden_test {
+
 using namespace dflash;
 using namespace golden;
-
-namespace {
 
 /// The cases of a kind, in float32, in the folder that DFLASH_GOLDEN names or the repository's.
 std::vector<GoldenCase> cases(const std::string& kind) {
@@ -62,8 +62,6 @@ template <class T>
 constexpr double target_limit = std::is_same_v<T, float> ? 1e-5 : 6e-2;
 template <class T>
 constexpr double token_margin = std::is_same_v<T, float> ? 0 : 0.5;
-
-}  // namespace
 
 TEST_CASE_TEMPLATE("the draft's forward pass is the reference's", T, float, bfloat16) {
   CudaBackend<T> backend;
@@ -123,3 +121,5 @@ TEST_CASE_TEMPLATE("speculative decoding is the reference's, token by token", T,
     generate_case(backend, c, report, token_margin<T>);
   });
 }
+
+}  // namespace golden_test

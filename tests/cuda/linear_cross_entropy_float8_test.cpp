@@ -9,10 +9,10 @@
 #include "cuda/support.hpp"
 #include "dflash/train/draft_loss.hpp"
 
+namespace linear_cross_entropy_float8_test {
+
 using namespace dflash;
 using namespace dflash_test;
-
-namespace {
 
 using Floats = std::vector<float>;
 using Ids = std::vector<std::int32_t>;
@@ -104,8 +104,6 @@ double cosine(const Floats& a, const Floats& b) {
   }
   return ab / std::sqrt(aa * bb);
 }
-
-}  // namespace
 
 TEST_CASE_TEMPLATE("rows become float8 with a scale each", T, float, bfloat16) {
   CudaBackend<T> cuda;
@@ -375,3 +373,5 @@ TEST_CASE("tiles and products that float8 cannot have are refused, a strange lab
   const Float8Head<float> head(cuda, tw.matrix(40, 20));
   CHECK_THROWS_AS(said(cuda, numbers<float>(20, 1), 20, head, {40}), Error);
 }
+
+}  // namespace linear_cross_entropy_float8_test

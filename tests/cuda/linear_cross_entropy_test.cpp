@@ -6,11 +6,11 @@
 #include "cuda/head_shape.hpp"
 #include "cuda/support.hpp"
 
+namespace linear_cross_entropy_test {
+
 using namespace dflash;
 using namespace dflash_test;
 using cuda::detail::CrossEntropyTile;
-
-namespace {
 
 using Floats = std::vector<float>;
 using Ids = std::vector<std::int32_t>;
@@ -23,8 +23,6 @@ const CrossEntropyTile tiles[] = {{}, {4, 24}};
 /// The sums of p w, each p rounded to T.
 template <class T>
 constexpr double gradient_tolerance = std::is_same_v<T, float> ? 1e-5 : 2e-2;
-
-}  // namespace
 
 TEST_CASE_TEMPLATE("the head's cross entropy is the CPU's, whatever the tiles", T, float,
                    bfloat16) {
@@ -109,3 +107,5 @@ TEST_CASE("of equal logits the first counts, a label outside the vocabulary is t
       CHECK_THROWS_AS(cuda.synchronize(), Error);
   }
 }
+
+}  // namespace linear_cross_entropy_test

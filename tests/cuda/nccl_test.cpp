@@ -10,6 +10,8 @@
 #include "dflash/cuda/elementwise.cuh"
 #include "dflash/cuda/sum_of_parts.cuh"
 
+namespace nccl_test {
+
 // NcclCommunicator between ranks that are threads: through the emulated seam, or compiled by nvcc,
 // as gpu_nccl_test, with NCCL itself and as many ranks as there are GPUs.
 
@@ -20,8 +22,6 @@ using B = CudaBackend<float>;
 
 static_assert(CommunicatorFor<Nccl, B>);
 static_assert(CommunicatorFor<Nccl, CudaBackend<bfloat16>>);
-
-namespace {
 
 int most_ranks() {
 #if defined(__CUDACC__)
@@ -46,8 +46,6 @@ void run_ranks(int ranks, Body body, ThreadOptions options = {}) {
       },
       options);
 }
-
-}  // namespace
 
 TEST_CASE("ranks that hold a GPU each are ranks of a communicator") {
   for (const int ranks : {1, 2, 3, 4}) {
@@ -91,3 +89,5 @@ TEST_CASE("a rank that stalls is named, and the job ends" * doctest::skip(most_r
   INFO(text);
   CHECK(text.find("for rank 1") != std::string::npos);
 }
+
+}  // namespace nccl_test

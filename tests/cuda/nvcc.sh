@@ -13,14 +13,14 @@ trap 'rm -rf "$work"' EXIT
 compile() { # architecture, source, further options
   local arch=$1 source=$2
   shift 2
-  "$nvcc" -std=c++20 -O3 -Iinclude -Werror all-warnings -Xcompiler=-Wall,-Wextra,-Werror \
+  "$nvcc" -std=c++20 -Iinclude -Werror all-warnings -Xcompiler=-Wall,-Wextra,-Werror \
     -gencode="arch=compute_$arch,code=sm_$arch" "$@" -c "$source" -o "$source.$arch.o"
 }
 alone() { # header, architecture
   local source
   source=$work/$(echo "$1" | tr '/.' '__').cu
   echo "#include \"$1\"" >"$source"
-  compile "$2" "$source" >"$source.log" 2>&1 || { echo "FAILED $1 for sm_$2"; cat "$source.log"; return 1; }
+  compile "$2" "$source" -O0 >"$source.log" 2>&1 || { echo "FAILED $1 for sm_$2"; cat "$source.log"; return 1; }
 }
 table() { # compiler's log: one line per kernel
   c++filt <"$1" | sed -n "s/^ptxas info *: Compiling entry function '\(.*\)' for.*/kernel \1/p
@@ -39,6 +39,9 @@ export -f compile alone
 export nvcc work
 compiled=0 failed=0
 for arch in "$@"; do
+  cp tests/cuda/kernels.cu "$work/kernels.cu"
+  compile "$arch" "$work/kernels.cu" -O3 -Xptxas -v >"$work/log" 2>&1 &
+  kernels=$!  # the longest of all: beside the headers
   if ! $kernels_only; then
     headers=$(cd include && find dflash -path '*cuda*' \( -name '*.cuh' -o -path 'dflash/cuda/*.hpp' \) | sort)
     [ -e "$(dirname "$nvcc")/../include/nccl.h" ] &&
@@ -46,8 +49,7 @@ for arch in "$@"; do
     bad=$(echo "$headers" | xargs -P "$(nproc)" -I{} bash -c "alone {} $arch" | tee /dev/stderr | grep -c '^FAILED')
     compiled=$((compiled + $(echo "$headers" | wc -l) - bad)) failed=$((failed + bad))
   fi
-  cp tests/cuda/kernels.cu "$work/kernels.cu"
-  if compile "$arch" "$work/kernels.cu" -Xptxas -v >"$work/log" 2>&1; then
+  if wait $kernels; then
     compiled=$((compiled + 1))
     $kernels_only && table "$work/log" && shared_memory "$arch"
   else

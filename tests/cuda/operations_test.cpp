@@ -8,10 +8,10 @@
 
 #include "cuda/support.hpp"
 
+namespace operations_test {
+
 using namespace dflash;
 using namespace dflash_test;
-
-namespace {
 
 using Floats = std::vector<float>;
 
@@ -26,8 +26,6 @@ struct Pair {
 };
 
 #define CHECK_NEAR(actual, expected) CHECK(error(actual, expected) < tolerance<T>)
-
-}  // namespace
 
 TEST_CASE_TEMPLATE("elementwise operations are the CPU's", T, float, bfloat16) {
   Pair<T> on;
@@ -419,3 +417,5 @@ TEST_CASE_TEMPLATE("products with weights in whole numbers are the CPU's", T, fl
     CHECK_NEAR(ty.host(on.cuda), y);
   }
 }
+
+}  // namespace operations_test

@@ -14,13 +14,13 @@
 #include "model/tensor_parallel_suite.hpp"
 #include "train/vocabulary_parallel_suite.hpp"
 
+namespace tensor_parallel_test {
+
 using namespace dflash;
 using namespace dflash_test;
 using namespace std::chrono_literals;
 using Nccl = NcclCommunicator<ThreadCommunicator>;
 using vocabulary_parallel_suite::Problem;
-
-namespace {
 
 template <class Body>
 void on_ranks(int ranks, Body body) {
@@ -108,8 +108,6 @@ double cosine(const std::vector<float>& a, const std::vector<float>& b) {
   return ab / std::sqrt(aa * bb);
 }
 
-}  // namespace
-
 TEST_CASE("a target over ranks is the target of one") {
   auto config = fixture::small_config("qwen3");
   const fixture::RandomTarget files(config);
@@ -141,3 +139,5 @@ TEST_CASE_TEMPLATE("the loss under a split head is that under the whole head, in
       CHECK(cosine(float8.gradient, plain.gradient) > 0.998);
     });
 }
+
+}  // namespace tensor_parallel_test

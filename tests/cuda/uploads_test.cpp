@@ -14,10 +14,10 @@
 #include "dflash/core/host_copy.hpp"
 #include "dflash/data/prefetch.hpp"
 
+namespace uploads_test {
+
 using namespace dflash;
 using B = CudaBackend<float>;
-
-namespace {
 
 /// So much that it goes round the pinned memory, which the host then has to wait for.
 constexpr index_t much = (index_t(40) << 20) / sizeof(float);
@@ -60,8 +60,6 @@ void check_stored_features(DType dtype) {
   CHECK(batch.features.size() > 12 * 25);
   CHECK(bits(downloaded(cuda, batch.features.view())) == bits(expected));
 }
-
-}  // namespace
 
 TEST_CASE("uploads beside the work land before what is given after them") {
   B cuda;
@@ -183,3 +181,5 @@ TEST_CASE("stored features reach the device with the bits of their floats, round
     check_stored_features<bfloat16>(dtype);
   }
 }
+
+}  // namespace uploads_test

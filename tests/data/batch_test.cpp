@@ -7,10 +7,10 @@
 #include "dflash/cpu.hpp"
 #include "dflash/data/memory_sample.hpp"
 
+namespace batch_test {
+
 using namespace dflash;
 using Cpu = CpuBackend<float>;
-
-namespace {
 
 /// Fails when rows are read that nobody may need, and remembers what was read.
 class WatchedFeatures final : public FeatureRows {
@@ -50,8 +50,6 @@ template <class U>
 std::vector<U> host(const Tensor<Cpu, U, 1>& t) {
   return {t.view().data, t.view().data + t.size()};
 }
-
-}  // namespace
 
 TEST_CASE("A batch packs samples without padding and reads only rows before the last anchor") {
   Cpu cpu;
@@ -115,3 +113,5 @@ TEST_CASE("Features of many rows are those of few, in memory of every kind and i
     CHECK(float(rounded[i]) ==
           float(bfloat16(near_batch.features.view().data[2 * (3 + 100) + index_t(i)])));
 }
+
+}  // namespace batch_test

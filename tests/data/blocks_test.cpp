@@ -4,9 +4,9 @@
 
 #include <map>
 
-using namespace dflash;
+namespace blocks_test {
 
-namespace {
+using namespace dflash;
 
 struct Text {
   std::string id;
@@ -26,8 +26,6 @@ struct Text {
             nullptr};
   }
 };
-
-}  // namespace
 
 TEST_CASE("Labels and weights are those of the published example") {
   const Text text("a", "0011111111");
@@ -87,3 +85,5 @@ TEST_CASE("A sample without candidates gives no blocks") {
   CHECK(blocks.context_rows() == 0);
   CHECK(blocks.labels.empty());
 }
+
+}  // namespace blocks_test

@@ -8,10 +8,10 @@
 #include "dflash/cpu.hpp"
 #include "dflash/data/memory_sample.hpp"
 
+namespace feature_exchange_test {
+
 using namespace dflash;
 using B = CpuBackend<float>;
-
-namespace {
 
 constexpr index_t width = 3;
 
@@ -55,8 +55,6 @@ struct Problem {
     return rows;
   }
 };
-
-}  // namespace
 
 TEST_CASE(
     "Every rank gets the rows that its part of the batch reads, wherever they were captured") {
@@ -121,3 +119,5 @@ TEST_CASE("A batch takes no features but those of its context rows") {
   const SequenceParallelGroup group(SingleProcess{});
   CHECK_THROWS_AS(shard(cpu, group, one.blocks[0], 0, Tensor<B, float, 2>(cpu, {1, width})), Error);
 }
+
+}  // namespace feature_exchange_test

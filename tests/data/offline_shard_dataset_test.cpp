@@ -8,11 +8,11 @@
 #include "data/store_fixture.hpp"
 #include "dflash/io/safetensors_writer.hpp"
 
+namespace offline_shard_dataset_test {
+
 using namespace dflash;
 
 static_assert(Dataset<OfflineShardDataset>);
-
-namespace {
 
 template <class T>
 std::vector<T> values(View<const T, 1> view) {
@@ -44,8 +44,6 @@ index_t offset_in(const std::filesystem::path& path, const std::string& name) {
   }
   return before_end - bytes + (file.at(name).data - first);
 }
-
-}  // namespace
 
 TEST_CASE("samples come back as they were written, in every type of store") {
   for (const char* model : {"dflash", "eagle3"}) {
@@ -284,3 +282,5 @@ TEST_CASE("a store of a million samples opens without looking at its shards") {
   CHECK(time.count() < 1000);
   CHECK(mentions(error_of([&] { dataset[999'999]; }), "shard-099999.safetensors: No such file"));
 }
+
+}  // namespace offline_shard_dataset_test

@@ -8,6 +8,8 @@
 #include <stdexcept>
 #include <thread>
 
+namespace prefetch_test {
+
 using namespace dflash;
 
 TEST_CASE("items come in order, at most one ahead") {
@@ -55,3 +57,5 @@ TEST_CASE("it may be left before all items are taken, or with none") {
   Prefetch none(4, 4, [](index_t i) { return i; });
   CHECK_THROWS_AS(none.next(), Error);
 }
+
+}  // namespace prefetch_test

@@ -6,9 +6,9 @@
 
 #include "dflash/core/random.hpp"
 
-using namespace dflash;
+namespace row_codec_test {
 
-namespace {
+using namespace dflash;
 
 template <class T>
 std::vector<float> round_trip(const std::vector<T>& row, DType dtype) {
@@ -23,8 +23,6 @@ std::vector<float> round_trip(const std::vector<T>& row, DType dtype) {
   for (std::size_t i = 0; i < row.size(); ++i) CHECK(narrow[i].bits == bfloat16(out[i]).bits);
   return out;
 }
-
-}  // namespace
 
 TEST_CASE("rows keep what their type can hold") {
   const Random random(1);
@@ -61,3 +59,5 @@ TEST_CASE("scaled rows hold any magnitude") {
   CHECK_FALSE(std::isfinite(back[1]));
   CHECK(std::isnan(back[2]));
 }
+
+}  // namespace row_codec_test

@@ -4,6 +4,8 @@
 
 #include "data/store_fixture.hpp"
 
+namespace shard_plan_test {
+
 using namespace dflash;
 
 TEST_CASE("shards cover the samples in order, as full as their size allows") {
@@ -104,3 +106,5 @@ TEST_CASE("shards are dealt in runs of enough rows, their samples in ranges that
   CHECK(ranges[1].end == 40);
   CHECK(plan.runs({}, 30).empty());
 }
+
+}  // namespace shard_plan_test

@@ -14,9 +14,9 @@
 #include "data/store_fixture.hpp"
 #include "io/full_disk.hpp"
 
-using namespace dflash;
+namespace shard_writer_test {
 
-namespace {
+using namespace dflash;
 
 /// Runs f in a child that ends without cleaning up.
 template <class F>
@@ -41,8 +41,6 @@ bool has_temporaries(const std::filesystem::path& folder) {
     if (name.starts_with(temporary_prefix)) return true;
   return false;
 }
-
-}  // namespace
 
 TEST_CASE("a capture that ends after any sample is continued to the same store") {
   const TemporaryFolder whole;
@@ -303,3 +301,5 @@ TEST_CASE("a real full disk, where one can be mounted, says so") {
   else
     CHECK(status == 0);
 }
+
+}  // namespace shard_writer_test

@@ -4,6 +4,8 @@
 
 #include "data/store_fixture.hpp"
 
+namespace store_description_test {
+
 using namespace dflash;
 
 TEST_CASE("a description is written and read back") {
@@ -72,3 +74,5 @@ TEST_CASE("the first field that differs is named with both values") {
   other.target_fingerprint = "xxh3:9";
   CHECK(mentions(error_of([&] { expect_same("s", d, other); }), "\"target_name\""));
 }
+
+}  // namespace store_description_test

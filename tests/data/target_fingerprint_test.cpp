@@ -5,9 +5,9 @@
 #include "dflash/io/safetensors_writer.hpp"
 #include "io/temporary_folder.hpp"
 
-using namespace dflash;
+namespace target_fingerprint_test {
 
-namespace {
+using namespace dflash;
 
 struct SmallTarget {
   TemporaryFolder folder;
@@ -24,8 +24,6 @@ struct SmallTarget {
   }
   std::string fingerprint() const { return target_fingerprint(folder.path()); }
 };
-
-}  // namespace
 
 TEST_CASE("a target keeps its fingerprint under another path, cut and irrelevant field") {
   SmallTarget one, two;
@@ -54,3 +52,5 @@ TEST_CASE("another weight or another config is another target") {
   put(four.folder / "config.json", R"({"model_type": "qwen3", "rope_theta": 20000.0})");
   CHECK(one.fingerprint() != four.fingerprint());
 }
+
+}  // namespace target_fingerprint_test

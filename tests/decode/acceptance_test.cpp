@@ -2,10 +2,10 @@
 
 #include <doctest/doctest.h>
 
+namespace acceptance_test {
+
 using dflash::AcceptanceStatistics;
 using dflash::index_t;
-
-namespace {
 
 /// Two answers: cycles that accept 0, 3, 1 tokens, and 2, 0.
 AcceptanceStatistics example() {
@@ -16,8 +16,6 @@ AcceptanceStatistics example() {
   s.add_answer(4);
   return s;
 }
-
-}  // namespace
 
 TEST_CASE("lengths are pooled over cycles, shares are conditional") {
   const auto s = example();
@@ -76,3 +74,5 @@ TEST_CASE("impossible counts are refused") {
   open.add_cycle(1);
   CHECK_THROWS_AS(s.add(open), dflash::Error);
 }
+
+}  // namespace acceptance_test

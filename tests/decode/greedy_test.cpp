@@ -5,6 +5,8 @@
 #include "dflash/cpu.hpp"
 #include "model/target_fixture.hpp"
 
+namespace greedy_test {
+
 using namespace dflash;
 using fixture::RandomTarget;
 using fixture::small_config;
@@ -31,3 +33,5 @@ TEST_CASE("greedy decoding appends the argmax of a fresh prefill, token by token
   const std::vector<std::int32_t> stops{stop};
   CHECK(greedy(target, prompt, 12, stops) == std::vector<std::int32_t>(expected.begin(), end));
 }
+
+}  // namespace greedy_test

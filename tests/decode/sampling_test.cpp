@@ -4,9 +4,9 @@
 
 #include <limits>
 
-using namespace dflash;
+namespace sampling_test {
 
-namespace {
+using namespace dflash;
 
 constexpr float none = -std::numeric_limits<float>::infinity();
 
@@ -41,8 +41,6 @@ std::vector<float> after(std::int32_t token, std::uint64_t model) {
   for (std::uint64_t i = 0; i < 4; ++i) logits.push_back(float(1.2 * random.normal(i)));
   return logits;
 }
-
-}  // namespace
 
 TEST_CASE("probabilities sharpen with falling temperature") {
   const std::vector<float> logits{1, 3, none, 3, -2};
@@ -177,3 +175,5 @@ TEST_CASE("what the draft cannot have proposed is refused") {
                                 {target.data(), {1, 2}}, 1, random, 0),
                   Error);
 }
+
+}  // namespace sampling_test

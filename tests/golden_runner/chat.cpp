@@ -9,18 +9,21 @@
 #include "golden.hpp"
 
 using namespace dflash;
-using Json = nlohmann::ordered_json;  // the order of a message's fields can be seen in its text
+using OrderedJson =
+    nlohmann::ordered_json;  // the order of a message's fields can be seen in its text
 
 namespace golden {
 namespace {
 
-Json read_ordered(const std::filesystem::path& file) {
+OrderedJson read_ordered(const std::filesystem::path& file) {
   read_json(file);  // for its errors
   std::ifstream stream(file);
-  return Json::parse(stream);
+  return OrderedJson::parse(stream);
 }
 
-std::string text_or_none(const Json& json) { return json.is_null() ? "" : json.get<std::string>(); }
+std::string text_or_none(const OrderedJson& json) {
+  return json.is_null() ? "" : json.get<std::string>();
+}
 
 void run_templates(const std::filesystem::path& file, Report& report) {
   const std::map<std::string, ChatStyle> styles = {{"general", ChatStyle::general},
@@ -31,7 +34,7 @@ void run_templates(const std::filesystem::path& file, Report& report) {
                                                  {"longcat", SpanRule::longcat},
                                                  {"glm", SpanRule::glm},
                                                  {"inkling", SpanRule::inkling}};
-  for (const Json& item : read_ordered(file).at("templates")) {
+  for (const OrderedJson& item : read_ordered(file).at("templates")) {
     const std::string name = item.at("name");
     const ChatTemplate& found = named_chat_template(name);
     const auto same = [&](const char* field, const std::string& value) {
@@ -44,7 +47,7 @@ void run_templates(const std::filesystem::path& file, Report& report) {
     report.expect(found.style == styles.at(item.at("parser")), name + ": parser");
     report.expect(found.span_rule == rules.at(item.at("span_rule")), name + ": span_rule");
     report.expect(found.enable_thinking == item.at("thinking").get<bool>(), name + ": thinking");
-    const Json& ignored = item.at("ignored");
+    const OrderedJson& ignored = item.at("ignored");
     report.equal(
         name + ": ignored", found.ignored,
         ignored.is_null() ? std::vector<std::string>() : ignored.get<std::vector<std::string>>());
@@ -87,7 +90,7 @@ class Tokenizers {
   std::map<std::string, Tokenizer> known_, empty_;
 };
 
-void run_case(const Json& item, const std::map<std::string, std::string>& jinja,
+void run_case(const OrderedJson& item, const std::map<std::string, std::string>& jinja,
               Tokenizers& tokenizers, Report& report) {
   const std::string name = item.at("tokenizer"), label = "case " + item.at("id").dump();
   const Tokenizer* tokenizer = tokenizers.find(name);
@@ -128,9 +131,9 @@ void run_chat(const std::filesystem::path& folder, Report& report) {
   if (std::filesystem::exists(folder / "templates.json"))
     run_templates(folder / "templates.json", report);
   if (!std::filesystem::exists(folder / "cases.json")) return;
-  const Json json = read_ordered(folder / "cases.json");
+  const OrderedJson json = read_ordered(folder / "cases.json");
   Tokenizers tokenizers(folder);
-  for (const Json& item : json.at("cases")) {
+  for (const OrderedJson& item : json.at("cases")) {
     std::map<std::string, std::string> jinja;
     const std::string render = item.at("render");
     if (json.at("renderers").contains(render)) jinja["default"] = json["renderers"][render];

@@ -7,9 +7,9 @@
 #include "import/bytes_of.hpp"
 #include "io/temporary_folder.hpp"
 
-using namespace dflash;
+namespace gguf_file_test {
 
-namespace {
+using namespace dflash;
 
 std::string text(const std::string& s) { return bytes_of(std::uint64_t(s.size())) + s; }
 std::string number(std::uint32_t n) { return bytes_of(n); }
@@ -54,8 +54,6 @@ std::string complaint(const std::string& content) {
   CHECK(text.starts_with(path + ": "));
   return text.substr(path.size() + 2);
 }
-
-}  // namespace
 
 TEST_CASE("keys, lists and tensors are read; shapes are row-major") {
   const TemporaryFolder folder;
@@ -102,3 +100,5 @@ TEST_CASE("a file that is cut is refused, and damage anywhere does no harm") {
     complaint(damaged);
   }
 }
+
+}  // namespace gguf_file_test

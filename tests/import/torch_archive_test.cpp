@@ -9,9 +9,9 @@
 #include "import/bytes_of.hpp"
 #include "io/temporary_folder.hpp"
 
-using namespace dflash;
+namespace torch_archive_test {
 
-namespace {
+using namespace dflash;
 
 const auto golden_folder = std::filesystem::path(DFLASH_TEST_DATA) / "golden";
 
@@ -93,8 +93,6 @@ std::vector<std::int16_t> numbers_in(const std::string& content) {
 const std::string two_by_three = std::string("K\x02K\x03\x86"),
                   rows = std::string("K\x03K\x01\x86");
 
-}  // namespace
-
 TEST_CASE("tensors are read where they lie, transposed ones gathered, from 64-bit archives too") {
   using Numbers = std::vector<std::int16_t>;
   const std::string zero("K\0", 2);
@@ -163,3 +161,5 @@ TEST_CASE("a folder of samples is in the order of their numbers") {
   put(folder / "data_9.ckpt.gz", sample);
   CHECK(mentions(error_of([&] { SpecForgeFolder(folder / "."); }), "has a sample twice"));
 }
+
+}  // namespace torch_archive_test

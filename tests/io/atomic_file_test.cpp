@@ -5,6 +5,8 @@
 #include "io/full_disk.hpp"
 #include "io/temporary_folder.hpp"
 
+namespace atomic_file_test {
+
 using namespace dflash;
 
 TEST_CASE("a file appears when it is committed, and replaces the old one at once") {
@@ -93,3 +95,5 @@ TEST_CASE("what killed writers left is removed, and nothing else") {
   remove_temporaries(folder.path());
   CHECK(files_below(folder.path()) == std::map<std::string, std::string>{{"x", "whole"}});
 }
+
+}  // namespace atomic_file_test

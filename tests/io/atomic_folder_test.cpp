@@ -9,6 +9,8 @@
 
 #include "io/temporary_folder.hpp"
 
+namespace atomic_folder_test {
+
 using namespace dflash;
 
 TEST_CASE("a folder appears when it is committed, and replaces the old one whole") {
@@ -70,3 +72,5 @@ TEST_CASE("a folder that cannot be made is an error that names it") {
           AtomicFolder next(folder / "file/step");
         }).starts_with("cannot create " + (folder / "file/step").string() + ": "));
 }
+
+}  // namespace atomic_folder_test

@@ -4,6 +4,8 @@
 
 #include "io/temporary_folder.hpp"
 
+namespace disk_space_test {
+
 using namespace dflash;
 
 TEST_CASE("space is asked of the disk of what exists of a path") {
@@ -21,3 +23,5 @@ TEST_CASE("bytes are written for people") {
   CHECK(bytes_text(1536) == "1.50 KiB");
   CHECK(bytes_text(index_t(5) << 40) == "5.00 TiB");
 }
+
+}  // namespace disk_space_test

@@ -4,6 +4,8 @@
 
 #include "io/temporary_folder.hpp"
 
+namespace fingerprint_test {
+
 using namespace dflash;
 
 TEST_CASE("a fingerprint depends on content, order and boundaries") {
@@ -45,3 +47,5 @@ TEST_CASE("every byte of a small tensor counts, and the ends and samples of a la
     CHECK(of(index_t(bytes.size())) != before);
   }
 }
+
+}  // namespace fingerprint_test

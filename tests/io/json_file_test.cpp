@@ -4,6 +4,8 @@
 
 #include "io/temporary_folder.hpp"
 
+namespace json_file_test {
+
 using namespace dflash;
 
 TEST_CASE("what is no JSON is an error with file, line and column") {
@@ -66,3 +68,5 @@ TEST_CASE("JSON is written and read back") {
   CHECK(back["a"] == json["a"]);
   CHECK(back["b"] == "\xef\xbf\xbd");
 }
+
+}  // namespace json_file_test

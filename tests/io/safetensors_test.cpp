@@ -10,9 +10,9 @@
 
 #include "io/temporary_folder.hpp"
 
-using namespace dflash;
+namespace safetensors_test {
 
-namespace {
+using namespace dflash;
 
 std::string length_bytes(std::uint64_t n) {
   std::string bytes;
@@ -39,8 +39,6 @@ std::string complaint(const std::string& content) {
   CHECK(text.find('\n') == std::string::npos);
   return text.substr(path.string().size() + 2);
 }
-
-}  // namespace
 
 TEST_CASE("a well-formed file is read, spaces and metadata included") {
   const TemporaryFolder folder;
@@ -217,3 +215,5 @@ TEST_CASE("random changes of a good file end in a good read or an Error") {
   CHECK(refused > 1000);
   CHECK(read > 50);
 }
+
+}  // namespace safetensors_test

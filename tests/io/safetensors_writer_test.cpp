@@ -8,6 +8,8 @@
 #include "io/full_disk.hpp"
 #include "io/temporary_folder.hpp"
 
+namespace safetensors_writer_test {
+
 using namespace dflash;
 
 TEST_CASE("tensors of every type come back as they were written, aligned") {
@@ -76,3 +78,5 @@ TEST_CASE("a full disk is one sentence that names the file, and leaves nothing b
   CHECK(status == 0);
   CHECK(files_below(folder.path()).empty());
 }
+
+}  // namespace safetensors_writer_test

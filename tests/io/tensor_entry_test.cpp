@@ -8,9 +8,9 @@
 
 #include "io/temporary_folder.hpp"
 
-using namespace dflash;
+namespace tensor_entry_test {
 
-namespace {
+using namespace dflash;
 
 template <class To, class From>
 std::vector<To> converted(const std::vector<From>& from) {
@@ -27,8 +27,6 @@ template <class To, class From>
 bool fits(From value) {
   return error_of([&] { converted<To>(std::vector<From>{value}); }).empty();
 }
-
-}  // namespace
 
 TEST_CASE("small whole numbers convert exactly between all types") {
   const auto each = [](auto f) {
@@ -120,3 +118,5 @@ TEST_CASE("a part of a tensor is those rows and columns, whatever lies around th
              convert(matrix, part, out.data());
            }).empty());
 }
+
+}  // namespace tensor_entry_test

@@ -5,9 +5,9 @@
 #include "dflash/io/safetensors_writer.hpp"
 #include "io/temporary_folder.hpp"
 
-using namespace dflash;
+namespace weights_folder_test {
 
-namespace {
+using namespace dflash;
 
 void write_shard(const std::filesystem::path& path, const std::string& name, float value) {
   const TensorData tensors[] = {{name, DType::f32, {1}, &value}};
@@ -15,8 +15,6 @@ void write_shard(const std::filesystem::path& path, const std::string& name, flo
 }
 
 std::string index_of(const std::string& entries) { return "{\"weight_map\": {" + entries + "}}"; }
-
-}  // namespace
 
 TEST_CASE("weights come from one file or from the shards of an index") {
   const TemporaryFolder folder;
@@ -68,3 +66,5 @@ TEST_CASE("an index that lies is refused") {
     CHECK(mentions(complaint(index_of("\"a\": \"" + std::string(name) + "\"")),
                    "not the name of a safetensors file"));
 }
+
+}  // namespace weights_folder_test

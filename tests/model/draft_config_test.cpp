@@ -5,9 +5,9 @@
 #include <functional>
 #include <optional>
 
-using namespace dflash;
+namespace draft_config_test {
 
-namespace {
+using namespace dflash;
 
 nlohmann::json published() {
   return nlohmann::json::parse(R"({"architectures": ["DFlashDraftModel"],
@@ -31,8 +31,6 @@ std::string error_of(const std::function<void(nlohmann::json&)>& change) {
   }
   return "";
 }
-
-}  // namespace
 
 TEST_CASE("DraftConfig reads a published config and writes it back as one") {
   const DraftConfig draft = DraftConfig::from_json(published(), "config.json");
@@ -134,3 +132,5 @@ TEST_CASE("A draft config made for a target has its widths and the formula's lay
   CHECK(draft.shape.eps == 1e-5);
   CHECK(draft.target_layers == 14);
 }
+
+}  // namespace draft_config_test

@@ -7,9 +7,9 @@
 
 #include "model/draft_fixture.hpp"
 
-using namespace dflash;
+namespace draft_model_test {
 
-namespace {
+using namespace dflash;
 
 /// Central differences of the loss's numerator over every weight. D-PACE's weights carry no
 /// gradient, so only the plain loss can be differenced.
@@ -36,8 +36,6 @@ void check_gradients(const DraftConfig& config) {
     CHECK(worst < 2e-7 * std::max(top, 1.0));
   }
 }
-
-}  // namespace
 
 TEST_CASE("DraftModel's backward agrees with central differences") {
   SUBCASE("plain") { check_gradients(small_config()); }
@@ -153,3 +151,5 @@ TEST_CASE("Gradients of a pack are the sum over its samples") {
   for (index_t i = 0; i < together.flat().size(); ++i)
     CHECK(std::abs(together.flat().data[i] - apart.flat().data[i]) < 1e-12);
 }
+
+}  // namespace draft_model_test

@@ -5,16 +5,14 @@
 #include "dflash/cpu.hpp"
 #include "model/target_fixture.hpp"
 
+namespace frozen_target_test {
+
 using namespace dflash;
 using fixture::RandomTarget;
 using fixture::small_config;
 using Frozen = FrozenTarget<CpuBackend<float>>;
 
-namespace {
-
 std::vector<float> host(View<const float, 2> v) { return {v.data, v.data + v.size()}; }
-
-}  // namespace
 
 TEST_CASE("embedding and head are read under their usual names") {
   const RandomTarget files(small_config("llama"));
@@ -71,3 +69,5 @@ TEST_CASE("a head of another shape than the embedding is named with both shapes"
   CHECK_THROWS_WITH_AS(Frozen(backend, files.folder, {.embedding = "model.norm.weight"}),
                        doctest::Contains("model.norm.weight"), Error);
 }
+
+}  // namespace frozen_target_test

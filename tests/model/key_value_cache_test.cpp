@@ -4,10 +4,10 @@
 
 #include "dflash/cpu.hpp"
 
+namespace key_value_cache_test {
+
 using namespace dflash;
 using Cache = KeyValueCache<CpuBackend<float>>;
-
-namespace {
 
 float mark(index_t layer, index_t row, index_t i) { return float(1000 * layer + 10 * row + i); }
 
@@ -37,8 +37,6 @@ void check(Cache& cache) {
       }
   }
 }
-
-}  // namespace
 
 TEST_CASE("rows survive growth and truncation") {
   CpuBackend<float> backend;
@@ -78,3 +76,5 @@ TEST_CASE("what breaks the order of calls is refused") {
   CHECK_THROWS_AS(cache.truncate(5), Error);
   CHECK_THROWS_AS(cache.truncate(-1), Error);
 }
+
+}  // namespace key_value_cache_test

@@ -3,6 +3,8 @@
 #include "dflash/comm/thread_communicator.hpp"
 #include "model/tensor_parallel_suite.hpp"
 
+namespace parallel_linear_test {
+
 using namespace dflash;
 using tensor_parallel_suite::check_linear;
 
@@ -30,3 +32,5 @@ TEST_CASE("One process needs no communicator") {
   SingleProcess world;
   check_linear<double>(world, 1, 5, 9, 8);
 }
+
+}  // namespace parallel_linear_test

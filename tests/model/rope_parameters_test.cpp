@@ -2,10 +2,10 @@
 
 #include <doctest/doctest.h>
 
+namespace rope_parameters_test {
+
 using dflash::RopeParameters;
 using nlohmann::json;
-
-namespace {
 
 void check(const json& config, dflash::index_t head_dim, const std::vector<double>& frequencies,
            double attention_factor) {
@@ -16,8 +16,6 @@ void check(const json& config, dflash::index_t head_dim, const std::vector<doubl
     CHECK(got[i] == doctest::Approx(frequencies[i]).epsilon(1e-14));
   CHECK(rope.attention_factor == doctest::Approx(attention_factor).epsilon(1e-14));
 }
-
-}  // namespace
 
 // The numbers are what transformers 4.57.1 computes, evaluated in double precision.
 TEST_CASE("plain and linearly scaled frequencies") {
@@ -95,3 +93,5 @@ TEST_CASE("what cannot be read is an error") {
   CHECK_THROWS_AS(RopeParameters::read({{"rope_theta", "10000"}}), dflash::Error);
   CHECK_THROWS_AS(RopeParameters::read({{"rope_theta", 0}}), dflash::Error);
 }
+
+}  // namespace rope_parameters_test

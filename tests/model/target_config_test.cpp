@@ -4,11 +4,11 @@
 
 #include <fstream>
 
+namespace target_config_test {
+
 using dflash::TargetConfig;
 using nlohmann::json;
 namespace fs = std::filesystem;
-
-namespace {
 
 const fs::path data = DFLASH_TEST_DATA;
 
@@ -40,8 +40,6 @@ void check_names(const std::string& text, std::initializer_list<const char*> par
   CHECK(text.find('\n') == std::string::npos);
   for (const char* part : parts) CHECK(text.find(part) != std::string::npos);
 }
-
-}  // namespace
 
 TEST_CASE("the fields of published configs are read") {
   const auto tiny = TargetConfig::read(fs::path(DFLASH_EXAMPLE_DATA) / "tiny-target");
@@ -179,3 +177,5 @@ TEST_CASE(
   CHECK_THROWS_WITH_AS(TargetConfig::read(folder), doctest::Contains("config.json"), dflash::Error);
   fs::remove_all(folder);
 }
+
+}  // namespace target_config_test

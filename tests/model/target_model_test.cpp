@@ -5,12 +5,12 @@
 #include "dflash/cpu.hpp"
 #include "model/target_fixture.hpp"
 
+namespace target_model_test {
+
 using namespace dflash;
 using fixture::PlainDecoder;
 using fixture::RandomTarget;
 using fixture::small_config;
-
-namespace {
 
 template <class T>
 using Target = TargetModel<CpuBackend<T>>;
@@ -70,8 +70,6 @@ void check_names(const std::string& text, std::initializer_list<std::string> par
   INFO(text);
   for (const auto& part : parts) CHECK(text.find(part) != std::string::npos);
 }
-
-}  // namespace
 
 TEST_CASE("every family agrees with a decoder written row by row") {
   std::vector<nlohmann::json> configs;
@@ -306,3 +304,5 @@ TEST_CASE("weights that do not fit the config are named with both shapes") {
     files.weights.insert(std::move(kept));
   }
 }
+
+}  // namespace target_model_test

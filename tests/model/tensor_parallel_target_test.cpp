@@ -5,11 +5,11 @@
 #include "dflash/comm/thread_communicator.hpp"
 #include "model/tensor_parallel_suite.hpp"
 
+namespace tensor_parallel_target_test {
+
 using namespace dflash;
 using fixture::RandomTarget;
 using tensor_parallel_suite::check_target;
-
-namespace {
 
 nlohmann::json headed_config(const std::string& type, index_t heads, index_t kv_heads) {
   auto config = fixture::small_config(type);
@@ -58,8 +58,6 @@ class CountingSource {
 static_assert(PartialWeightSource<WeightsFolder>);
 static_assert(PartialWeightSource<CountingSource<true>>);
 static_assert(!PartialWeightSource<CountingSource<false>>);
-
-}  // namespace
 
 TEST_CASE("A target over ranks is the target of one, in double") {
   SUBCASE("6 heads on 2") { check_degrees<double>(headed_config("qwen3", 6, 2), {1, 2, 3, 4}); }
@@ -194,3 +192,5 @@ TEST_CASE("A degree that does not divide the world is refused with both numbers"
   CHECK_THROWS_AS(TensorParallelGroup(SingleProcess{}, 0), Error);
   CHECK_THROWS_AS(TensorParallelGroup(SingleProcess{}, 2), Error);
 }
+
+}  // namespace tensor_parallel_target_test

@@ -8,9 +8,9 @@
 #include "dflash/comm/thread_communicator.hpp"
 #include "model/draft_fixture.hpp"
 
-using namespace dflash;
+namespace ulysses_attention_test {
 
-namespace {
+using namespace dflash;
 
 /// A draft with the given heads; the first layer slides.
 DraftConfig headed_config(index_t heads, index_t kv_heads) {
@@ -113,8 +113,6 @@ void check_layouts(index_t heads, index_t kv_heads, std::vector<index_t> lengths
     }
 }
 
-}  // namespace
-
 TEST_CASE("Loss and gradients of every layout of 1 to 8 ranks are those of one, in double") {
   SUBCASE("6 heads on 2") { check_layouts<double>(6, 2, {150, 1, 83}, 5, 8, 1e-12, 1e-12); }
   SUBCASE("6 heads on 3") { check_layouts<double>(6, 3, {31, 9}, 4, 8, 1e-12, 1e-12); }
@@ -140,3 +138,5 @@ TEST_CASE("More Ulysses ranks than query heads are refused with both numbers") {
     CHECK(std::string(error.what()).find("heads, 2") != std::string::npos);
   }
 }
+
+}  // namespace ulysses_attention_test

@@ -3,7 +3,7 @@
 #include "io/full_disk.hpp"
 #include "programs/programs.hpp"
 
-namespace {
+namespace bad_input_test {
 
 /// Where a case may break a copy of the tiny target.
 struct BrokenTarget {
@@ -26,8 +26,6 @@ void check_named(const std::string& why, const std::vector<std::string>& names) 
 }
 
 const std::string some_weight = "model.layers.3.self_attn.q_proj.weight";
-
-}  // namespace
 
 TEST_CASE("a target that is not there or lacks a file is named") {
   const TemporaryFolder folder;
@@ -455,3 +453,5 @@ TEST_CASE("an output that cannot be a folder is named") {
                              Arguments{"--train-data-path", tiny_prompts, "--num-samples", "4"}),
               {(folder / "file").string()});
 }
+
+}  // namespace bad_input_test

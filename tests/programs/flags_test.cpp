@@ -5,6 +5,8 @@
 
 #include "programs/programs.hpp"
 
+namespace flags_test {
+
 TEST_CASE("every program lists its flags") {
   struct Case {
     std::string program;
@@ -159,3 +161,5 @@ TEST_CASE("wrong flags are named in one sentence") {
   }
   CHECK_FALSE(std::filesystem::exists(folder / "store"));
 }
+
+}  // namespace flags_test

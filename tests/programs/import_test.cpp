@@ -2,7 +2,7 @@
 
 #include "programs/programs.hpp"
 
-namespace {
+namespace import_test {
 
 const auto captured = std::filesystem::path(DFLASH_TEST_DATA) / "golden";
 
@@ -49,8 +49,6 @@ std::string tensor_in(const std::filesystem::path& path, const std::string& name
   return content.substr(sizeof header + header + begin, end - begin);
 }
 
-}  // namespace
-
 TEST_CASE("the reference's files become a store with their very numbers") {
   const Captured c;
   const auto first = succeed("import_hidden_states", c.flags());
@@ -79,3 +77,5 @@ TEST_CASE("files that do not belong together are refused in one sentence") {
                  "data_11.ckpt: it is no zip archive, or its end is missing"));
   CHECK_FALSE(std::filesystem::exists(c.store));
 }
+
+}  // namespace import_test

@@ -4,7 +4,7 @@
 
 #include "programs/programs.hpp"
 
-namespace {
+namespace kill_test {
 
 /// Starts a program and kills it once `far_enough()`, and a random while later. Returns whether it
 /// was killed before it ended.
@@ -41,8 +41,6 @@ std::map<std::string, std::string> checkpoints_of(const std::filesystem::path& o
   files.erase("log.jsonl");
   return files;
 }
-
-}  // namespace
 
 TEST_CASE("a capture killed at random moments and continued stores the same bytes") {
   const TemporaryFolder folder;
@@ -177,3 +175,5 @@ TEST_CASE("a run is not resumed with options that it did not have") {
   succeed("train_offline", flags + Arguments{"--resume", "--threads", "2", "--log-interval", "5"});
   CHECK(checkpoints_of(output) == expected);
 }
+
+}  // namespace kill_test

@@ -2,7 +2,7 @@
 
 #include "programs/programs.hpp"
 
-namespace {
+namespace online_offline_test {
 
 /// Loss and gradient norm of every step, as they are written.
 std::vector<std::string> steps_of(const std::filesystem::path& output) {
@@ -11,8 +11,6 @@ std::vector<std::string> steps_of(const std::filesystem::path& output) {
     steps.push_back(line.at("loss").dump() + " " + line.at("grad_norm").dump());
   return steps;
 }
-
-}  // namespace
 
 TEST_CASE("training online gives the losses and weights of training offline, bit for bit") {
   const TemporaryFolder folder;
@@ -80,3 +78,5 @@ TEST_CASE("without a draft config both trainers make the same draft") {
     CHECK(content_of(folder / "offline" / "step-000004" / file) ==
           content_of(folder / "online" / "step-000004" / file));
 }
+
+}  // namespace online_offline_test

@@ -6,7 +6,7 @@
 
 #include "programs/programs.hpp"
 
-namespace {
+namespace pipeline_test {
 
 /// A store of a few samples and a draft trained on it for ten steps.
 struct TrainedDraft {
@@ -88,8 +88,6 @@ std::string on_a_terminal(const std::string& program, const Arguments& arguments
   CHECK(status == 0);
   return text;
 }
-
-}  // namespace
 
 TEST_CASE("conversations become a store, a draft and its acceptance length") {
   const TrainedDraft draft;
@@ -253,3 +251,5 @@ TEST_CASE("an example of a user's data learns, one of a user's attention counts"
   CHECK(count(counts[2]) > queries * 30);
   CHECK(count(counts[2]) <= queries * 36);
 }
+
+}  // namespace pipeline_test

@@ -29,6 +29,13 @@ inline Arguments operator+(const Arguments& flags, const Arguments& more) {
   return all;
 }
 
+/// Flags and the words of a text.
+inline Arguments operator+(Arguments flags, const std::string& more) {
+  std::istringstream words(more);
+  for (std::string word; words >> word;) flags.push_back(word);
+  return flags;
+}
+
 /// Runs a program that is expected to succeed.
 inline Outcome succeed(const std::string& program, const Arguments& arguments) {
   const Outcome outcome = run(program, arguments);

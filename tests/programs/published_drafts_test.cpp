@@ -5,7 +5,7 @@
 #include "dflash/io/safetensors.hpp"
 #include "programs/programs.hpp"
 
-namespace {
+namespace published_drafts_test {
 
 const std::filesystem::path golden = std::filesystem::path(DFLASH_TEST_DATA) / "golden";
 
@@ -39,8 +39,6 @@ void copy_with_letters(const std::filesystem::path& from, const std::filesystem:
                       "{% if add_generation_prompt %}{{ opening | default('<') }}{% endif %}"}}
           .dump());
 }
-
-}  // namespace
 
 TEST_CASE("published drafts are evaluated as the reference does") {
   int runs = 0;
@@ -91,3 +89,5 @@ TEST_CASE("published drafts are evaluated as the reference does") {
   }
   CHECK(runs > 0);
 }
+
+}  // namespace published_drafts_test

@@ -6,16 +6,10 @@
 #include "dflash/io/safetensors.hpp"
 #include "programs/programs.hpp"
 
-namespace {
+namespace ranks_test {
 
 const Arguments data{"--num-samples", "24",           "--sample-filter",
                      "adjacent-pair", "--max-length", "120"};
-
-Arguments operator+(Arguments flags, const std::string& more) {
-  std::istringstream words(more);
-  for (std::string word; words >> word;) flags.push_back(word);
-  return flags;
-}
 
 /// Largest difference over largest entry, of all tensors of two checkpoints.
 double difference(const std::filesystem::path& a, const std::filesystem::path& b) {
@@ -43,8 +37,6 @@ void check_curve(const std::filesystem::path& one, const std::filesystem::path& 
       CHECK(std::abs(x - y) <= 1e-5 * std::abs(x));
     }
 }
-
-}  // namespace
 
 TEST_CASE("the store that several ranks capture is that of one, byte for byte") {
   const TemporaryFolder folder;
@@ -230,3 +222,5 @@ TEST_CASE("the plan counts what the ranks of a target group share") {
   CHECK(target(four) < 0.4 * target(one));
   CHECK_FALSE(std::filesystem::exists(folder / "draft"));
 }
+
+}  // namespace ranks_test

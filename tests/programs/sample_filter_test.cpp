@@ -2,7 +2,7 @@
 
 #include "programs/programs.hpp"
 
-namespace {
+namespace sample_filter_test {
 
 /// A tokenized line whose loss mask is given as text of 0 and 1.
 std::string line_of(const std::string& id, const std::string& mask) {
@@ -48,8 +48,6 @@ std::string ids_in(const std::filesystem::path& store) {
   return content.substr(sizeof length + length + range[0].get<std::size_t>(),
                         range[1].get<std::size_t>() - range[0].get<std::size_t>());
 }
-
-}  // namespace
 
 TEST_CASE("samples are kept and dropped by the filter, and counted with the reasons") {
   const TemporaryFolder folder;
@@ -129,3 +127,5 @@ TEST_CASE("an EAGLE3 store has every sample, three layers and the last hidden st
   CHECK(mentions(why, (store / "store.json").string()));
   CHECK(mentions(why, "eagle3"));
 }
+
+}  // namespace sample_filter_test

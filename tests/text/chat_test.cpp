@@ -4,12 +4,12 @@
 
 #include "io/temporary_folder.hpp"
 
+namespace chat_test {
+
 using namespace dflash;
 using jinja::List;
 using jinja::Map;
 using Ids = std::vector<std::int32_t>;
-
-namespace {
 
 /// One token for each byte, and one for each of these marks.
 Tokenizer byte_tokenizer(const std::string& jinja, const std::vector<std::string>& marks = {}) {
@@ -61,8 +61,6 @@ std::string learned_of(const char* chat_template, const std::string& text,
   const Tokenizer tokenizer = byte_tokenizer("");
   return learned(chat_for(tokenizer, chat_template).tokenize_text(text, options));
 }
-
-}  // namespace
 
 TEST_CASE("messages that no template can take are left out") {
   const ChatTemplate& qwen = named_chat_template("qwen");
@@ -290,3 +288,5 @@ TEST_CASE("a list as content goes to the tokenizer's template, not into headers"
   const Tokenizer without = byte_tokenizer("");
   CHECK(mentions(error_of([&] { chat_for(without, "lfm").render(talk); }), "of type list"));
 }
+
+}  // namespace chat_test

@@ -4,9 +4,9 @@
 
 #include "io/temporary_folder.hpp"
 
-using namespace dflash;
+namespace conversations_test {
 
-namespace {
+using namespace dflash;
 
 const std::filesystem::path tiny = std::filesystem::path(DFLASH_EXAMPLE_DATA) / "tiny-target";
 
@@ -30,8 +30,6 @@ struct Fixture {
 
 const std::string talk =
     R"({"conversations": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes"}]})";
-
-}  // namespace
 
 TEST_CASE_FIXTURE(Fixture, "every kind of line gives the same sample") {
   const auto expected = read(talk + "\n");
@@ -167,3 +165,5 @@ TEST_CASE("the training conversations of the tiny target are all usable, whichev
   CHECK(with_pair == 1991);
   CHECK(different == 0);
 }
+
+}  // namespace conversations_test

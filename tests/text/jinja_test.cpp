@@ -4,11 +4,11 @@
 
 #include "io/temporary_folder.hpp"
 
+namespace jinja_test {
+
 using namespace dflash;
 using jinja::List;
 using jinja::Map;
-
-namespace {
 
 std::string render(const std::string& source, Map variables = {}) {
   return JinjaTemplate(source, "t").render(std::move(variables));
@@ -24,8 +24,6 @@ Map message(const char* role, const char* content) {
 
 const Map chat = {{"messages", List{message("user", "Hi"), message("assistant", "Yes")}},
                   {"bos_token", "<s>"}};
-
-}  // namespace
 
 TEST_CASE("text, output, loops and conditions") {
   CHECK(render("plain") == "plain");
@@ -191,3 +189,5 @@ TEST_CASE("templates that mean harm end with an error") {
   const std::string loops = "{% for a in range(99999) %}{% for b in range(99999) %}";
   CHECK(mentions(complaint(loops + "{% endfor %}{% endfor %}"), "does not come to an end"));
 }
+
+}  // namespace jinja_test

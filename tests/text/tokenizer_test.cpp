@@ -8,11 +8,11 @@
 
 #include "io/temporary_folder.hpp"
 
+namespace tokenizer_test {
+
 using namespace dflash;
 using Json = nlohmann::json;
 using Ids = std::vector<std::int32_t>;
-
-namespace {
 
 const std::filesystem::path data = std::filesystem::path(DFLASH_TEST_DATA) / "golden/tokenizer";
 
@@ -49,8 +49,6 @@ struct Fixture {
   }
   std::string file() const { return (folder / "tokenizer.json").string(); }
 };
-
-}  // namespace
 
 TEST_CASE_FIXTURE(Fixture, "pairs are merged in order of rank, not of length or id") {
   const Tokenizer tokenizer = load();
@@ -250,3 +248,5 @@ TEST_CASE_FIXTURE(Fixture, "a pattern that cannot come to an end is an error, no
   const Tokenizer tokenizer = load();
   CHECK(mentions(error_of([&] { tokenizer.encode(std::string(60, 'a').append("b")); }), "gave up"));
 }
+
+}  // namespace tokenizer_test

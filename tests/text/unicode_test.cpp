@@ -5,6 +5,8 @@
 #include "dflash/text/newer_characters.hpp"
 #include "dflash/text/utf8.hpp"
 
+namespace unicode_test {
+
 using namespace dflash;
 
 TEST_CASE("UTF-8 goes to code points and back") {
@@ -65,3 +67,5 @@ TEST_CASE("newer characters are replaced by older ones of the same size") {
   CHECK(older == "x\u1e00y\U00020000z");
   CHECK(older.size() == text.size());
 }
+
+}  // namespace unicode_test

@@ -9,9 +9,9 @@
 #include "dflash/cpu.hpp"
 #include "dflash/cpu/convert.hpp"
 
-using namespace dflash;
+namespace adamw_test {
 
-namespace {
+using namespace dflash;
 
 /// Three tensors with a gap before the last.
 const std::vector<ParameterSlot> slots{{"a", {2, 3}, 0, 6}, {"b", {4}, 6, 4}, {"c", {5}, 12, 5}};
@@ -59,8 +59,6 @@ double norm_of(const std::vector<double>& g, const std::vector<bool>& skip) {
       if (!skip[i]) sum += g[i] * g[i];
   return std::sqrt(sum);
 }
-
-}  // namespace
 
 TEST_CASE("steps follow the paper, with the gradient divided and clipped first") {
   for (const double limit : {0.0, 0.5, 100.0, double(INFINITY)}) {
@@ -209,3 +207,5 @@ TEST_CASE("options out of range are errors that name the value") {
                        "AdamW: max_grad_norm must be at least 0, got -0.5", Error);
   CHECK_THROWS_AS(AdamW(backend, view(weights), {{"a", {20}, 0, 20}}), Error);
 }
+
+}  // namespace adamw_test

@@ -7,10 +7,10 @@
 
 #include "train/temporary_folder.hpp"
 
+namespace checkpoint_folders_test {
+
 using namespace dflash;
 namespace fs = std::filesystem;
-
-namespace {
 
 void write_all(const fs::path& folder) {
   for (const char* file : checkpoint_files) write_file(folder / file, "content");
@@ -26,8 +26,6 @@ std::string text_of(const fs::path& path) {
   std::ifstream file(path);
   return {std::istreambuf_iterator<char>(file), {}};
 }
-
-}  // namespace
 
 TEST_CASE("checkpoints are named by their step") {
   CHECK(checkpoint_name(0) == "step-000000");
@@ -105,3 +103,5 @@ TEST_CASE("a folder that cannot be made and a negative number are errors") {
   CHECK_THROWS_WITH_AS(CheckpointFolders(folder.path(), -1),
                        "the number of checkpoints to keep must be at least 0, got -1", Error);
 }
+
+}  // namespace checkpoint_folders_test

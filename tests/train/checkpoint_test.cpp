@@ -13,10 +13,10 @@
 #include "dflash/cpu/convert.hpp"
 #include "train/temporary_folder.hpp"
 
+namespace checkpoint_test {
+
 using namespace dflash;
 namespace fs = std::filesystem;
-
-namespace {
 
 const nlohmann::json config{{"model_type", "qwen3"}, {"hidden_size", 4}};
 const nlohmann::json options{{"seed", 42}, {"learning_rate", 6e-4}};
@@ -99,8 +99,6 @@ std::string complaint_with(const std::vector<TensorData>& tensors) {
                     prefix = (path / "optimizer.safetensors").string() + ": ";
   return text.starts_with(prefix) ? text.substr(prefix.size()) : "[other prefix] " + text;
 }
-
-}  // namespace
 
 TEST_CASE("a resumed run is the uninterrupted one, bit for bit") {
   resume_equals_uninterrupted<float, float>();
@@ -261,3 +259,5 @@ TEST_CASE("after a kill at any moment the last complete checkpoint loads") {
     reached = step;
   }
 }
+
+}  // namespace checkpoint_test

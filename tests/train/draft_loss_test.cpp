@@ -8,9 +8,9 @@
 #include "dflash/core/random.hpp"
 #include "dflash/cpu.hpp"
 
-using namespace dflash;
+namespace draft_loss_test {
 
-namespace {
+using namespace dflash;
 
 constexpr index_t blocks = 6, block_size = 5, width = 4, vocabulary = 11;
 
@@ -76,8 +76,6 @@ std::vector<double> naive_nll(const Case& c, std::vector<std::uint8_t>& correct)
 
 constexpr LossType all_types[] = {LossType::plain, LossType::dpace, LossType::dpace_cumulative,
                                   LossType::dpace_continuation};
-
-}  // namespace
 
 TEST_CASE("the loss is that of all logits") {
   const Case c = random_case();
@@ -201,3 +199,5 @@ TEST_CASE("a label outside the vocabulary is an error that names its place") {
       break;
     }
 }
+
+}  // namespace draft_loss_test

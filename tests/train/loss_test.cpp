@@ -6,9 +6,9 @@
 
 #include "dflash/core/random.hpp"
 
-using namespace dflash;
+namespace loss_test {
 
-namespace {
+using namespace dflash;
 
 constexpr LossType dpace_types[] = {LossType::dpace, LossType::dpace_cumulative,
                                     LossType::dpace_continuation};
@@ -53,8 +53,6 @@ double naive_weight(const Case& c, std::size_t first, std::size_t k, const LossO
   if (o.type == LossType::dpace_cumulative) return confidence(k);
   return o.type == LossType::dpace ? rest : rest / confidence(k);
 }
-
-}  // namespace
 
 TEST_CASE("D-PACE weighs slots as in the worked example") {
   const std::vector<float> w{0, 1, 1, 0, 1};
@@ -211,3 +209,5 @@ TEST_CASE("unknown names and values out of range are errors that say so") {
   options.dpace_alpha = std::numeric_limits<double>::quiet_NaN();
   CHECK_THROWS_AS(options.check(), Error);
 }
+
+}  // namespace loss_test

@@ -3,10 +3,10 @@
 
 #include "train/parallel_stages.hpp"
 
+namespace parallel_stages_test {
+
 using namespace dflash;
 using namespace parallel_stages;
-
-namespace {
 
 using Matrix = Tensor<B, double, 2>;
 
@@ -83,8 +83,6 @@ void run_model(Problem& p, SequenceLayout layout, Whole& whole, Look&& look) {
       whole.add_sum("gradient of " + slot.name, {gradients.flat().data + slot.offset, {slot.size}});
   });
 }
-
-}  // namespace
 
 TEST_CASE("Noise blocks: an anchor's token, then masks, at positions from the anchor on") {
   Problem p;
@@ -344,3 +342,5 @@ TEST_CASE("No output of a block moves with what it must not see, on any layout, 
     CHECK(moved > 1);
   }
 }
+
+}  // namespace parallel_stages_test

@@ -5,9 +5,9 @@
 #include <algorithm>
 #include <sstream>
 
-using namespace dflash;
+namespace progress_test {
 
-namespace {
+using namespace dflash;
 
 TrainingRecord record_of(index_t step) {
   return {.step = step,
@@ -21,8 +21,6 @@ TrainingRecord record_of(index_t step) {
 }
 
 auto count(const std::string& text, char c) { return std::count(text.begin(), text.end(), c); }
-
-}  // namespace
 
 TEST_CASE("durations and rates read well") {
   CHECK(duration_text(0) == "0 s");
@@ -96,3 +94,5 @@ TEST_CASE("nothing to do is told at once") {
   CountProgress(out, false, "samples", 7, 7, 0.0).show(7, {}, 0.0);
   CHECK(out.str() == "7/7 samples\n");
 }
+
+}  // namespace progress_test

@@ -6,6 +6,8 @@
 #include <cstdlib>
 #include <map>
 
+namespace sample_order_test {
+
 using namespace dflash;
 
 TEST_CASE("each epoch sees every sample once") {
@@ -63,3 +65,5 @@ TEST_CASE("the replicas of all micro-steps take consecutive positions, each once
     CHECK(next == 30);
   }
 }
+
+}  // namespace sample_order_test

@@ -5,9 +5,9 @@
 #include <cmath>
 #include <limits>
 
-using namespace dflash;
+namespace schedule_test {
 
-namespace {
+using namespace dflash;
 
 Schedule schedule(Schedule::Kind kind, index_t warmup, index_t total, index_t decay_steps = 0) {
   Schedule s;
@@ -18,8 +18,6 @@ Schedule schedule(Schedule::Kind kind, index_t warmup, index_t total, index_t de
   s.decay_steps = decay_steps;
   return s;
 }
-
-}  // namespace
 
 TEST_CASE("a cosine schedule warms up linearly and falls to zero") {
   const Schedule rate = schedule(Schedule::Kind::cosine, 4, 100);
@@ -91,3 +89,5 @@ TEST_CASE("numbers and names that make no schedule are errors") {
   CHECK(Schedule::decay_named("1-sqrt") == Schedule::Decay::one_minus_sqrt);
   CHECK_THROWS_AS(Schedule::decay_named("sqrt"), Error);
 }
+
+}  // namespace schedule_test

@@ -10,10 +10,10 @@
 #include "dflash/comm/thread_communicator.hpp"
 #include "train/parallel_training.hpp"
 
+namespace sharded_adamw_test {
+
 using namespace dflash;
 using namespace parallel_training;
-
-namespace {
 
 /// The same on threads; all ranks must end with the same weights.
 template <class T>
@@ -67,8 +67,6 @@ void check(double loss_limit, double weight_limit, LossOptions options = {}) {
           CHECK(worst <= weight_limit * top);
         }
 }
-
-}  // namespace
 
 TEST_CASE("Five steps on any replicas, layout and accumulation are those of one rank, in double") {
   SUBCASE("plain loss") { check<double>(1e-12, 1e-12, {.gamma = 4}); }
@@ -207,3 +205,5 @@ TEST_CASE("The state of all ranks makes one optimizer, and is taken back by any 
   delete one;
   delete many;
 }
+
+}  // namespace sharded_adamw_test

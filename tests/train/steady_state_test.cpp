@@ -3,10 +3,10 @@
 #include "../../benchmarks/allocation_count.hpp"
 #include "../../benchmarks/training_problem.hpp"
 
+namespace steady_state_test {
+
 using namespace dflash;
 using namespace dflash_benchmark;
-
-namespace {
 
 /// A draft small enough for any machine, with enough work to wake all threads.
 TrainingShape small_shape() {
@@ -58,8 +58,6 @@ std::vector<Step> train(B& backend, TrainingProblem& problem, int steps) {
   return done;
 }
 
-}  // namespace
-
 TEST_CASE("the tenth step asks neither the heap nor the system for memory") {
   B backend(2);
   TrainingProblem problem(backend, small_shape());
@@ -90,3 +88,5 @@ TEST_CASE("losses, norms and weights do not depend on the number of threads") {
     CHECK(std::equal(weights.begin(), weights.end(), flat.data));
   }
 }
+
+}  // namespace steady_state_test

@@ -7,9 +7,9 @@
 
 #include "train/temporary_folder.hpp"
 
-using namespace dflash;
+namespace training_log_test {
 
-namespace {
+using namespace dflash;
 
 TrainingRecord record_of(index_t step) {
   return {.step = step,
@@ -28,8 +28,6 @@ std::vector<nlohmann::json> lines(const TemporaryFolder& folder) {
   for (std::string line; std::getline(file, line);) all.push_back(nlohmann::json::parse(line));
   return all;
 }
-
-}  // namespace
 
 TEST_CASE("a line has what a record holds, and is on disk at once") {
   TemporaryFolder folder;
@@ -80,3 +78,5 @@ TEST_CASE("a log that cannot be written is an error that names the file") {
   TemporaryFolder folder;
   CHECK_THROWS_AS(TrainingLog(folder.path() / "nowhere", 0), Error);
 }
+
+}  // namespace training_log_test

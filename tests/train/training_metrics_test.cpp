@@ -2,9 +2,9 @@
 
 #include <doctest/doctest.h>
 
-using namespace dflash;
+namespace training_metrics_test {
 
-namespace {
+using namespace dflash;
 
 LossResult result_of(const std::vector<float>& weight, const std::vector<std::uint8_t>& right,
                      double numerator, double denominator) {
@@ -18,8 +18,6 @@ LossResult result_of(const std::vector<float>& weight, const std::vector<std::ui
 double accepted(const std::vector<float>& weight, const std::vector<std::uint8_t>& right) {
   return result_of(weight, right, 0, 1).metrics.accepted;
 }
-
-}  // namespace
 
 TEST_CASE("the accepted run counts leading right predictions and ends at a hole") {
   CHECK(accepted({0, 1, 1, 1}, {0, 1, 1, 1}) == 4);
@@ -65,3 +63,5 @@ TEST_CASE("results add, and are the same after a sum as flat numbers") {
   CHECK_THROWS_AS(wrong += a, Error);
   CHECK_THROWS_AS(LossResult::from_flat(std::vector<double>(8)), Error);
 }
+
+}  // namespace training_metrics_test

@@ -11,6 +11,8 @@
 #include "dflash/train/sharded_adamw.hpp"
 #include "model/draft_fixture.hpp"
 
+namespace training_plan_test {
+
 using namespace dflash;
 
 TEST_CASE("The plan's parameter counts are those of published drafts") {
@@ -26,8 +28,6 @@ TEST_CASE("The plan's parameter counts are those of published drafts") {
   plan.config = DraftConfig::from_json(config, "0.5b");
   CHECK(plan.parameters() == 78572672);
 }
-
-namespace {
 
 using B = CpuBackend<float>;
 
@@ -102,8 +102,6 @@ void step_on_ranks(const TrainingPlan& plan, const std::vector<MemorySample>& me
     look(group.world().rank(), counted);
   });
 }
-
-}  // namespace
 
 TEST_CASE("Counted bytes and collectives of a step are the plan's, exactly, on every layout") {
   const auto config = small_config();
@@ -192,3 +190,5 @@ TEST_CASE("The plan's memory is what a rank uses, by kind") {
     });
   }
 }
+
+}  // namespace training_plan_test

@@ -3,11 +3,11 @@
 #include "dflash/comm/thread_communicator.hpp"
 #include "train/vocabulary_parallel_suite.hpp"
 
+namespace vocabulary_parallel_loss_test {
+
 using namespace dflash;
 using vocabulary_parallel_suite::check_loss;
 using vocabulary_parallel_suite::Problem;
-
-namespace {
 
 /// Both precisions, with chunks of all sizes.
 void check_degrees(Problem problem, LossOptions options, std::initializer_list<int> degrees) {
@@ -22,8 +22,6 @@ void check_degrees(Problem problem, LossOptions options, std::initializer_list<i
       });
     }
 }
-
-}  // namespace
 
 TEST_CASE("The loss under a split head is that under the whole head") {
   Problem problem;
@@ -98,3 +96,5 @@ TEST_CASE("A label outside the vocabulary, or a slice of another rank, ends the 
       doctest::Contains("label 4 of block 0, slot 1 is outside the head's vocabulary of 4"), Error);
   CHECK_THROWS_WITH_AS(run(3, 1), doctest::Contains("not this rank's"), Error);
 }
+
+}  // namespace vocabulary_parallel_loss_test
