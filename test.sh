@@ -137,7 +137,7 @@ run_sanitized() { # executable, log
 }
 export -f run_sanitized
 sanitized() { # preset, groups of tests: all without any
-  local folder=build/$1 test tests bad
+  local folder=build/$1 test tests bad count
   local log=$folder/sanitize.log
   shift
   cmake --preset "${folder#build/}" -B "$folder" -DDFLASH_EXAMPLES=OFF -DCMAKE_UNITY_BUILD=ON >build/sanitize.log 2>&1
@@ -153,18 +153,19 @@ sanitized() { # preset, groups of tests: all without any
   bad=$(grep -c '^FAILED' "$log")
   failed=$((failed + bad))
   for test in $tests; do
-    passed=$((passed + $(sed -n 's/.*test cases: .*| *\([0-9]*\) passed.*/\1/p' "$folder/$test.log")))
+    count=$(sed -n 's/.*test cases: .*| *\([0-9]*\) passed.*/\1/p' "$folder/$test.log")
+    passed=$((passed + ${count:-0}))
   done
 }
 
-readers="io text data import parallel_stages cuda cuda_kernels"
+readers="cuda_kernels cuda io text data import parallel_stages"  # the longest first
 $all && readers=""
 stage "address and undefined-behaviour sanitizers: readers of files, kernels, the parallel path" 5
 # shellcheck disable=SC2086
 sanitized sanitize $readers
 took
 
-threads="core comm parallel_stages cuda cuda_ranks"
+threads="cuda cuda_ranks core comm parallel_stages"
 $all && threads=""
 stage "thread sanitizer: threads, ranks and kernels" 3
 # shellcheck disable=SC2086
