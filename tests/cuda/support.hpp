@@ -65,6 +65,13 @@ class OnDevice {
   } memory_;
 };
 
+/// Both backends.
+template <class T>
+struct Pair {
+  CpuBackend<float> cpu;
+  CudaBackend<T> cuda;
+};
+
 /// The largest error, relative to the largest number expected (or 1).
 inline double error(const std::vector<float>& actual, const std::vector<float>& expected) {
   double top = 1;
@@ -77,3 +84,5 @@ template <class T>
 constexpr double tolerance = std::is_same_v<T, float> ? 4e-6 : 6e-3;
 
 }  // namespace dflash_test
+
+#define CHECK_NEAR(actual, expected) CHECK(error(actual, expected) < tolerance<T>)

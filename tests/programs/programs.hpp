@@ -55,6 +55,11 @@ inline std::string failure_of(const std::string& program, const Arguments& argum
   return outcome.err.substr(program.size() + 2, outcome.err.size() - program.size() - 3);
 }
 
+/// Checks that a sentence holds each of these names.
+inline void check_named(const std::string& why, const std::vector<std::string>& names) {
+  for (const std::string& name : names) CHECK_MESSAGE(mentions(why, name), why);
+}
+
 /// Flags of a capture of the tiny target; `store` is written.
 inline Arguments capture_flags(const std::filesystem::path& store) {
   return {"--target-model-path",
