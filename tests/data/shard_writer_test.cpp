@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <cmath>
 #include <csignal>
 #include <new>
 #include <random>
@@ -224,6 +225,30 @@ TEST_CASE("samples other than the planned are refused, and rows that do not matc
   CHECK_THROWS_AS(writer.append(View<const float, 2>{rows.data(), {length, 11}}), Error);
   CHECK_THROWS_AS(writer.append(View<const float, 2>{rows.data(), {length + 1, 12}}), Error);
   if (length > 0) CHECK_THROWS_AS(writer.begin(data.samples[1]), Error);
+}
+
+TEST_CASE_TEMPLATE("numbers that are not finite are refused with their sample", T, float,
+                   bfloat16) {
+  const TemporaryFolder folder;
+  const StoreFixture data(3, DType::bf16, "eagle3");
+  ShardWriter writer(folder.path(), data.plan());
+  data.write_next(writer);
+  const auto length = index_t(data.samples[1].tokens.size());
+  std::vector<T> rows(std::size_t(length) * 12), last(std::size_t(length) * 4);
+  const auto append = [&] {
+    writer.append(View<const T, 2>{rows.data(), {length, 12}}, {last.data(), {length, 4}});
+  };
+  writer.begin(data.samples[1]);
+  for (auto* values : {&rows, &last})
+    for (const float wrong : {INFINITY, -INFINITY, NAN}) {
+      values->back() = T(wrong);
+      CHECK(
+          mentions(error_of(append), "sample 1 (\"id-1\") has hidden states that are not finite"));
+      values->back() = T(1.0f);
+    }
+  append();
+  data.write_next(writer);
+  CHECK(writer.next() == 3);
 }
 
 TEST_CASE("rows may come in pieces, and as bfloat16") {

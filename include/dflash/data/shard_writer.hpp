@@ -1,8 +1,11 @@
 #pragma once
 
+#include <algorithm>
+#include <cmath>
 #include <filesystem>
 #include <memory>
 #include <optional>
+#include <string>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -51,9 +54,9 @@ class ShardWriter {
   void begin(const TokenizedSample& sample) {
     expects(next_ < plan_.size(), "all samples of the plan are written");
     expects(!open_ || open_->missing_rows() == 0, "the sample before lacks rows");
+    name_ = "sample " + std::to_string(next_) + " (" + in_quotes(sample.id) + ")";
     if (sample_checksum(sample) != plan_.checksum(next_))
-      throw Error("sample " + std::to_string(next_) + " (" + in_quotes(sample.id) +
-                  ") is not the one that was planned there");
+      throw Error(name_ + " is not the one that was planned there");
     if (!open_)
       open_.emplace(folder_ / shard_name(shards_[shard_]), description_,
                     plan_.shard(shards_[shard_]), shard_metadata(description_, shards_[shard_]));
@@ -62,10 +65,13 @@ class ShardWriter {
     if (sample.tokens.empty()) close_full_shard();
   }
 
+  /// An error if one of the numbers is not finite.
   template <class T>
   void append(View<T, 2> features, In<T, 2> last_hidden = {}) {
     if (features.shape[0] == 0) return;
     expects(open_.has_value(), "rows need a sample");
+    if (!all_finite(features) || !all_finite(last_hidden))
+      throw Error(name_ + " has hidden states that are not finite");
     open_->template append<std::remove_const_t<T>>(features, last_hidden);
     close_full_shard();
   }
@@ -75,6 +81,12 @@ class ShardWriter {
       : ShardWriter(store->path(), store->plan(), store->missing()) {
     store_ = std::move(store);
     store_->update();
+  }
+
+  template <class T>
+  static bool all_finite(View<T, 2> rows) {
+    return std::all_of(rows.data, rows.data + rows.size(),
+                       [](T x) { return std::isfinite(static_cast<float>(x)); });
   }
 
   void go_on() {
@@ -97,6 +109,7 @@ class ShardWriter {
   std::vector<index_t> shards_;
   std::size_t shard_ = 0;  // the open one, or the next
   index_t next_ = 0;
+  std::string name_;  // of the sample whose rows come
   std::optional<OpenShard> open_;
 };
 
