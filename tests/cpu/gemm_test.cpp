@@ -38,9 +38,9 @@ std::vector<T> transposed(const std::vector<T>& x, index_t rows, index_t columns
 struct Shape {
   index_t n, o, k;
 };
-const Shape shapes[] = {{1, 1, 1},     {3, 5, 7},    {12, 32, 16},  {13, 33, 17},
-                        {25, 48, 513}, {64, 16, 65}, {30, 100, 40}, {7, 200, 1100},
-                        {0, 4, 3},     {4, 0, 3},    {5, 6, 0}};
+const Shape shapes[] = {{1, 1, 1},    {3, 5, 7},       {12, 32, 16},   {13, 33, 17}, {25, 48, 513},
+                        {64, 16, 65}, {30, 100, 40},   {7, 200, 1100}, {0, 4, 3},    {4, 0, 3},
+                        {5, 6, 0},    {50, 1030, 1100}};  // several blocks of rows and of columns
 
 TEST_CASE_TEMPLATE("the three products are right on every path in every precision", T, float,
                    double) {

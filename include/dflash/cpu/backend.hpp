@@ -114,7 +114,7 @@ class CpuBackend {
   CpuPath path_;
   CpuPrecision precision_;
   detail::GemmKernel<T> kernel_;
-  std::shared_ptr<MemoryCache> cache_ = std::make_shared<MemoryCache>(system_memory());
+  std::shared_ptr<MemoryCache> cache_ = std::make_shared<MemoryCache>(large_page_memory());
   std::shared_ptr<MemoryCache> frozen_ = std::make_shared<MemoryCache>(large_page_memory());
   std::unique_ptr<ThreadPool> pool_;
 };

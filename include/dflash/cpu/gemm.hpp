@@ -1,21 +1,30 @@
 #pragma once
 
 #include <algorithm>
+#include <functional>
 #include <type_traits>
 
 #include "dflash/core/tensor.hpp"
 #include "dflash/cpu/backend.hpp"
+#include "dflash/cpu/fetch.hpp"
 #include "dflash/cpu/gemm_kernel.hpp"
+#include "dflash/cpu/gemm_pieces.hpp"
 #include "dflash/cpu/gemm_rows.hpp"
 #include "dflash/cpu/pack.hpp"
 #include "dflash/cpu/pack_bf16.hpp"
 
 namespace dflash::detail {
 
-/// Elements of b in a block of columns (a share of the third cache level), of a in a block of rows
-/// and of b in a group of panels (shares of the second).
-inline constexpr index_t column_block_size = 1 << 20, row_block_size = 1 << 17,
-                         panel_group_size = 1 << 16;
+/// Elements of b that a thread packs before it goes on to other columns (a share of the third cache
+/// level), and of those in a group of panels (a share of the second).
+inline constexpr index_t column_block_size = 1 << 20, panel_group_size = 1 << 16;
+
+/// Columns of panels that hold so many elements together, at least one panel's.
+template <class T, class A, class B>
+index_t whole_panels(const GemmKernel<T, A, B>& kernel, index_t depth, index_t elements) {
+  const index_t panel = kernel.panel_columns();
+  return std::max<index_t>(elements / std::max<index_t>(depth, 1) / panel, 1) * panel;
+}
 
 /// b (k, columns) in panels, one after the other; `panel_k` rows of each lie in memory. Or, with
 /// a row_step, whole panels side by side in rows of a matrix.
@@ -56,7 +65,7 @@ void multiply(const GemmKernel<T, A, B>& kernel, RowsOfA a, index_t rows, Panels
               T* c, index_t c_row, bool add, Between between = {}) {
   const index_t tiles = kernel.row_tiles(rows);
   const index_t panel = kernel.panel_columns(),
-                group = std::max<index_t>(panel_group_size / (ks.size() + 1) / panel, 1) * panel;
+                group = whole_panels(kernel, ks.size(), panel_group_size);
   if (kernel.begin != nullptr) kernel.begin();
   for (index_t g = 0; g < b.columns; g += group)
     for (index_t i = 0; i < tiles; ++i) {
@@ -75,152 +84,140 @@ void multiply(const GemmKernel<T, A, B>& kernel, RowsOfA a, index_t rows, Panels
 }
 
 /// Longest sum in one piece, in values of k; longer ones are added to c piece by piece.
-inline constexpr index_t gemm_slice = 16 * gemm_chain;
+inline constexpr index_t gemm_slice = 4 * gemm_chain;
 
-/// Columns of b whose panels, of that many elements each, are used together.
-template <class T, class A, class B>
-index_t column_block(const GemmKernel<T, A, B>& kernel, index_t depth) {
-  const index_t panels = column_block_size / (std::max<index_t>(depth, 1) * kernel.panel_columns());
-  return std::max<index_t>(panels, 1) * kernel.panel_columns();
-}
-
-/// How c is cut into pieces that threads compute: blocks of whole tiles of rows times blocks of
-/// whole panels of columns.
-struct GemmPieces {
-  index_t tiles, row_blocks, width, column_blocks;
-
-  template <class T, class A, class B>
-  GemmPieces(const GemmKernel<T, A, B>& kernel, index_t rows, index_t columns, index_t depth,
-             int threads) {
-    const index_t panels = kernel.panels(columns),
-                  in_cache = std::max<index_t>(
-                      row_block_size / std::max<index_t>(depth, 1) / kernel.rows, 4);
-    tiles = kernel.row_tiles(rows);
-    row_blocks = (tiles + in_cache - 1) / in_cache;
-    // Several pieces for each thread even out what else the processor does. Blocks of rows are cut
-    // rather than columns, as rows may have to be copied for every block of columns.
-    const index_t wanted =
-        threads == 1 ? 1
-                     : std::clamp<index_t>(std::max<index_t>(rows, 8) * columns * depth >> 18, 1,
-                                           4 * threads);
-    if (wanted > row_blocks) row_blocks = std::clamp((tiles + 3) / 4, row_blocks, wanted);
-    if (row_blocks > threads)
-      row_blocks = std::min((row_blocks + threads - 1) / threads * threads, tiles);
-    const index_t most = column_block(kernel, depth) / kernel.panel_columns(),
-                  parts = std::clamp<index_t>(wanted / row_blocks, 1, panels),
-                  each = std::min(most, (panels + parts - 1) / parts);
-    width = each * kernel.panel_columns();
-    column_blocks = (panels + each - 1) / each;
-  }
-  index_t size() const { return row_blocks * column_blocks; }
-  Range block(index_t rows, index_t i) const {
-    const Range some = tile_rows(tiles, row_blocks, i);
-    return {rows * some.begin / tiles, rows * some.end / tiles};
-  }
-  /// Rows of the largest block.
-  index_t height(index_t rows) const {
-    const index_t most = (tiles + row_blocks - 1) / row_blocks;
-    return std::min(rows, (rows * most + tiles - 1) / tiles + 1);
-  }
-};
-
-/// c = a b or c += a b, with columns [ks) of a and the rows of b from the element `first` on.
-template <class T, class A, class B>
-void multiply_blocks(CpuBackend<T>& backend, const GemmKernel<T, A, B>& kernel, Strided<T> a,
-                     Panels<B> b, Range ks, View<T, 2> c, index_t c_row, bool add) {
-  if (c.size() == 0) return;
-  const index_t rows = c.shape[0], columns = c.shape[1], k = ks.size(), depth = kernel.depth(k),
-                first = ks.begin / k_per_element<B>;
-  const GemmPieces pieces(kernel, rows, columns, depth, backend.threads());
-  const RowCopies<T, A, B> copies(kernel, a, pieces.height(rows), k);
-  auto scratch = backend.template allocate<A>(backend.threads() * copies.size());
-  // Of few rows the work is in reading b.
-  const index_t work = std::max<index_t>(rows, 8) * columns * k;
-  backend.parallel_for(pieces.size(), work, [&](index_t i, int thread) {
-    const Range block = pieces.block(rows, i % pieces.row_blocks);
-    const index_t j = i / pieces.row_blocks * pieces.width;
-    const auto from = copies.make({a.at(block.begin, ks.begin), a.row_step, a.column_step},
-                                  block.size(), scratch.data() + thread * copies.size());
-    multiply(kernel, from, block.size(), b.part(j, pieces.width), Range{first, first + depth},
-             c.data + block.begin * c_row + j, c_row, add);
-  });
-}
-
-/// f(slice) for the pieces of k that are summed one by one, at least one.
+/// f(slice) for the pieces of k, of nearly equal length, that are summed one by one, at least one.
 template <class F>
 void for_slices(index_t k, F&& f) {
-  Range ks{0, std::min(k, gemm_slice)};
+  const index_t slices = (k + gemm_slice - 1) / gemm_slice,
+                chains = (k + gemm_chain - 1) / gemm_chain,
+                each = (chains + std::max<index_t>(slices, 1) - 1) / std::max<index_t>(slices, 1) *
+                       gemm_chain;
+  Range ks{0, std::min(k, each)};
   do {
     f(ks);
-    ks = {ks.end, std::min(k, ks.end + gemm_slice)};
+    ks = {ks.end, std::min(k, ks.end + each)};
   } while (ks.begin < k);
 }
 
-/// All of b in panels: pieces of whole rows or columns, whichever lie together in memory.
-///                                                               b (k, columns)
+/// c = a b or c += a b on one thread, with memory of its own: copies of rows of a, and b packed.
 template <class T, class A, class B>
-void pack_block(CpuBackend<T>& backend, const GemmKernel<T, A, B>& kernel, Strided<T> b, index_t k,
-                index_t columns, B* to) {
-  const bool by_columns = b.row_step == 1;
-  const index_t each = 64, n = by_columns ? columns : k;
-  static_assert(each % (16 * k_per_element<B>) == 0);  // whole steps of every kernel
-  backend.parallel_for((n + each - 1) / each, columns * k, [&](index_t i, int) {
-    const Range some{i * each, std::min(n, (i + 1) * each)};
-    if (by_columns)
-      pack_panels(kernel, b, {0, k}, k, some, to + some.begin * kernel.stored_depth(k));
-    else
-      pack_panels(kernel, b, some, k, {0, columns}, to);
-  });
-}
+class PieceProduct {
+ public:
+  PieceProduct(const GemmKernel<T, A, B>& kernel, Strided<T> a, Strided<T> b, index_t rows,
+               index_t k)
+      : kernel_(kernel),
+        copies_(kernel, a, rows, k),
+        k_(k),
+        depth_(kernel.depth(k)),
+        packs_(!std::is_same_v<T, B> || b.column_step != 1 ||
+               crowded(b.row_step * index_t(sizeof(T)))) {}
 
-/// gemm with b packed.
-template <class T, class A, class B>
-void gemm_packed(CpuBackend<T>& backend, const GemmKernel<T, A, B>& kernel, Strided<T> a,
-                 Strided<T> b, index_t k, View<T, 2> c, index_t c_row, bool add) {
-  const index_t columns = c.shape[1], longest = std::min(k, gemm_slice),
-                block = column_block(kernel, kernel.stored_depth(longest));
-  auto packed = backend.template allocate<B>(kernel.padded(std::min(block, columns)) *
-                                             kernel.stored_depth(longest));
-  for (index_t j = 0; j < columns; j += block) {
-    const index_t wide = std::min(block, columns - j);
-    const View<T, 2> part{c.data + j, {c.shape[0], wide}};
-    for_slices(k, [&](Range ks) {
-      const Strided<T> from{b.at(ks.begin, j), b.row_step, b.column_step};
-      pack_block(backend, kernel, from, ks.size(), wide, packed.data());
-      const Strided<T> a_part{a.at(0, ks.begin), a.row_step, a.column_step};
-      multiply_blocks(backend, kernel, a_part,
-                      Panels<B>{packed.data(), kernel.stored_depth(ks.size()), wide},
-                      Range{0, ks.size()}, part, c_row, add || ks.begin > 0);
+  /// Whether the rows of a are copied, and whether rows of b serve as they are, but for what is
+  /// less than a panel.
+  bool copies() const { return copies_.needed(); }
+  bool packs() const { return packs_; }
+  /// Elements of the memory for a piece.
+  index_t copy_size(index_t rows) const { return copies_.size(row_block(kernel_, rows, depth_)); }
+  index_t packed_size(index_t columns) const {
+    const index_t most =
+        packs_ ? std::min(block(), kernel_.padded(columns)) : kernel_.panel_columns();
+    return most * kernel_.stored_depth(k_);
+  }
+
+  ///                                                 a (c's rows, k)  b (k, c's columns)
+  void operator()(Strided<T> a, Strided<T> b, View<T, 2> c, index_t c_row, bool add, A* copy,
+                  B* packed) const {
+    const index_t columns = c.shape[1], panel = kernel_.panel_columns();
+    index_t j = 0;
+    if constexpr (std::is_same_v<T, B>)
+      if (j = packs_ ? 0 : columns / panel * panel; j > 0)
+        each_row_block(a, c.shape[0], copy, [&](RowBlock<A> from, Range r) {
+          multiply(kernel_, from, r.size(), Panels<B>{b.data, 0, j, b.row_step}, {0, depth_},
+                   c.data + r.begin * c_row, c_row, add);
+        });
+    for (; j < columns; j += block()) {
+      const View<T, 2> some{c.data + j, {c.shape[0], std::min(columns - j, block())}};
+      multiply_packed(a, {b.at(0, j), b.row_step, b.column_step}, some, c_row, add, copy, packed);
+    }
+  }
+
+ private:
+  index_t block() const {
+    return whole_panels(kernel_, kernel_.stored_depth(k_), column_block_size);
+  }
+
+  /// f(rows, which)
+  template <class F>
+  void each_row_block(Strided<T> a, index_t rows, A* copy, F&& f) const {
+    const index_t blocks = row_blocks(kernel_, rows, depth_);
+    for (index_t i = 0; i < blocks; ++i) {
+      const Range r = tile_rows(rows, blocks, i);
+      f(copies_.make({a.at(r.begin, 0), a.row_step, a.column_step}, r.size(), copy), r);
+    }
+  }
+
+  /// The first block of rows packs b group by group: each is multiplied while it is in the cache,
+  /// and meanwhile the next one's columns come there.
+  void multiply_packed(Strided<T> a, Strided<T> b, View<T, 2> c, index_t c_row, bool add, A* copy,
+                       B* packed) const {
+    const index_t columns = c.shape[1], stored = kernel_.stored_depth(k_),
+                  each = whole_panels(kernel_, depth_, panel_group_size);
+    const Panels<B> panels{packed, stored, columns};
+    each_row_block(a, c.shape[0], copy, [&](RowBlock<A> from, Range r) {
+      T* const to = c.data + r.begin * c_row;
+      if (r.begin > 0)
+        return multiply(kernel_, from, r.size(), panels, {0, depth_}, to, c_row, add);
+      for (index_t j = 0; j < columns; j += each) {
+        const Range now{j, std::min(columns, j + each)},
+            next{now.end, std::min(columns, now.end + each)};
+        pack_panels(kernel_, b, {0, k_}, k_, now, packed + j * stored);
+        const index_t calls = kernel_.row_tiles(r.size()) * kernel_.panels(now.size());
+        const T* const later = b.at(0, next.begin);
+        Fetch fetch = b.row_step == 1 ? Fetch(later, next.size(), b.column_step, k_, calls)
+                                      : Fetch(later, k_, b.row_step, next.size(), calls);
+        multiply(kernel_, from, r.size(), panels.part(j, each), {0, depth_}, to + j, c_row, add,
+                 std::ref(fetch));
+      }
     });
   }
-}
+
+  const GemmKernel<T, A, B>& kernel_;
+  RowCopies<T, A, B> copies_;
+  index_t k_, depth_;
+  bool packs_;
+};
 
 /// c = a b or c += a b.                                    a (M, k)  b (k, N)  c (M, N)
 ///
 /// The bits of a row of c depend on that row of a and on b alone: every element is the sum of
 /// chains of multiply-adds over k (gemm_chain) in increasing order, whatever the other rows, the
-/// blocks, the threads. With `add` the sum is finished first and then added once (once per
+/// pieces, the threads. With `add` the sum is finished first and then added once (once per
 /// gemm_slice, and once per product of a kernel that splits its factors).
 template <class T, class A, class B>
 void gemm(CpuBackend<T>& backend, const GemmKernel<T, A, B>& kernel, Strided<T> a, Strided<T> b,
           index_t k, View<T, 2> c, bool add) {
-  const index_t rows = c.shape[0], columns = c.shape[1];
   if (c.size() == 0) return;
-  index_t whole = 0;
-  if constexpr (std::is_same_v<T, B>) {
-    // Rows of b serve as they are, but for what is less than a panel.
-    if (b.column_step == 1 && b.row_step >= columns &&
-        close_together(b.row_step * index_t(sizeof(T))))
-      whole = columns / kernel.panel_columns() * kernel.panel_columns();
-    if (whole > 0)
-      for_slices(k, [&](Range ks) {
-        multiply_blocks(backend, kernel, a, Panels<B>{b.data, 0, whole, b.row_step}, ks,
-                        View<T, 2>{c.data, {rows, whole}}, columns, add || ks.begin > 0);
-      });
-  }
-  if (whole < columns)
-    gemm_packed(backend, kernel, a, Strided<T>{b.at(0, whole), b.row_step, b.column_step}, k,
-                View<T, 2>{c.data + whole, {rows, columns - whole}}, columns, add);
+  const index_t rows = c.shape[0], columns = c.shape[1];
+  for_slices(k, [&](Range ks) {
+    const PieceProduct<T, A, B> product(kernel, a, b, rows, ks.size());
+    const GemmPieces pieces(kernel, rows, columns, ks.size(), backend.threads(), product.copies(),
+                            product.packs());
+    const index_t copy = product.copy_size(pieces.height()),
+                  packed = product.packed_size(pieces.width());
+    auto rows_memory = backend.template allocate<A>(backend.threads() * copy);
+    auto columns_memory = backend.template allocate<B>(backend.threads() * packed);
+    // Of few rows the work is in reading b.
+    const index_t work = std::max<index_t>(rows, 8) * columns * ks.size();
+    backend.parallel_for(pieces.size(), work, [&](index_t i, int thread) {
+      const Range r = pieces.rows_of(i), some = pieces.columns_of(i);
+      product({a.at(r.begin, ks.begin), a.row_step, a.column_step},
+              {b.at(ks.begin, some.begin), b.row_step, b.column_step},
+              {c.data + r.begin * columns + some.begin, {r.size(), some.size()}}, columns,
+              add || ks.begin > 0, rows_memory.data() + thread * copy,
+              columns_memory.data() + thread * packed);
+    });
+  });
 }
 
 }  // namespace dflash::detail

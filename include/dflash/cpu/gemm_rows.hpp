@@ -16,11 +16,13 @@ inline Range tile_rows(index_t rows, index_t tiles, index_t i) {
 /// Copies one column of a tile; with `more` behind it, up to a whole tile's rows of what follows.
 template <class T>
 [[gnu::always_inline]] inline void copy_tile_column(const T* from, index_t rows, bool more, T* to) {
+  using V = Vector<T, 16>;
   constexpr index_t most = 12;
-  if (more && rows > most - 2)
-    for (index_t i = 0; i < most; ++i) to[i] = from[i];
-  else
-    copy_few(from, rows, to);
+  if (!more || rows < most - 1) return copy_few(from, rows, to);
+  typename V::Register r[most / V::lanes];
+  for (int i = 0; i < most / V::lanes; ++i)
+    r[i] = *(const typename V::Memory*)(from + i * V::lanes);
+  for (int i = 0; i < most / V::lanes; ++i) *(typename V::Memory*)(to + i * V::lanes) = r[i];
 }
 
 /// a, whose columns lie one after the other, in tiles: element (row, k) of a tile at k * its rows +
@@ -58,33 +60,30 @@ struct RowBlock {
   }
 };
 
-/// Whether and how blocks of up to `height` rows of a are copied before they are multiplied.
+/// Whether and how blocks of the rows of a, which has `rows`, are copied before they are
+/// multiplied.
 template <class T, class A, class B>
 class RowCopies;
 
 /// Rows of a matrix distant by a large power of two fall into the same few lines of a cache.
 inline bool crowded(index_t row_bytes) { return row_bytes % 2048 == 0; }
 
-/// Whether short pieces of many such rows may be read again and again where they are, at most a
-/// page of memory apart.
-inline bool close_together(index_t row_bytes) { return row_bytes <= 4096 && !crowded(row_bytes); }
-
 template <class T>
 class RowCopies<T, T, T> {
  public:
-  RowCopies(const GemmKernel<T>& kernel, Strided<T> a, index_t height, index_t k)
+  RowCopies(const GemmKernel<T>& kernel, Strided<T> a, index_t rows, index_t k)
       : kernel_(kernel),
         tiled_(a.column_step != 1),
-        copied_(tiled_ ? !close_together(a.column_step * index_t(sizeof(T)))
-                       : height > 4 && crowded(a.row_step * index_t(sizeof(T)))),
+        needed_(crowded((tiled_ ? a.column_step : a.row_step) * index_t(sizeof(T))) &&
+                (tiled_ || rows > 4)),
         k_(k),
-        step_(tiled_ ? k : k + 64 / index_t(sizeof(T))),
-        size_(copied_ ? height * step_ : 0) {}
+        step_(tiled_ ? k : k + 64 / index_t(sizeof(T))) {}
 
-  /// Elements in memory.
-  index_t size() const { return size_; }
+  bool needed() const { return needed_; }
+  /// Elements in memory of a block of `height` rows.
+  index_t size(index_t height) const { return needed_ ? height * step_ : 0; }
   RowBlock<T> make(Strided<T> a, index_t rows, T* copy) const {
-    if (!copied_) return {a.data, a.row_step, a.column_step};
+    if (!needed_) return {a.data, a.row_step, a.column_step};
     if (tiled_) {
       pack_tiles(kernel_, a, rows, k_, copy);
       return {copy, 1, 1, k_};
@@ -95,8 +94,8 @@ class RowCopies<T, T, T> {
 
  private:
   const GemmKernel<T>& kernel_;
-  bool tiled_, copied_;
-  index_t k_, step_, size_;
+  bool tiled_, needed_;
+  index_t k_, step_;
 };
 
 template <class B>
@@ -104,13 +103,11 @@ class RowCopies<float, bfloat16_pair, B> {
  public:
   using Kernel = GemmKernel<float, bfloat16_pair, B>;
   // Matrix registers read whole ones, beyond the last row.
-  RowCopies(const Kernel& kernel, Strided<float>, index_t height, index_t k)
-      : kernel_(kernel),
-        k_(k),
-        step_(kernel.stored_depth(k) + 16),
-        size_((height + kernel.rows) * step_) {}
+  RowCopies(const Kernel& kernel, Strided<float>, index_t, index_t k)
+      : kernel_(kernel), k_(k), step_(kernel.stored_depth(k) + 16) {}
 
-  index_t size() const { return size_; }
+  bool needed() const { return true; }
+  index_t size(index_t height) const { return (height + kernel_.rows) * step_; }
   RowBlock<bfloat16_pair> make(Strided<float> a, index_t rows, bfloat16_pair* copy) const {
     pack_rows(kernel_, a, rows, k_, copy, step_);
     return {copy, step_, 1};
@@ -118,21 +115,21 @@ class RowCopies<float, bfloat16_pair, B> {
 
  private:
   const Kernel& kernel_;
-  index_t k_, step_, size_;
+  index_t k_, step_;
 };
 
 template <class B>
 requires(k_per_element<B> > 1) class RowCopies<float, float, B> {
  public:
-  RowCopies(const GemmKernel<float, float, B>&, Strided<float> a, index_t height, index_t k)
-      : copied_(k % each != 0 || (height > 4 && crowded(a.row_step * index_t(sizeof(float))))),
+  RowCopies(const GemmKernel<float, float, B>&, Strided<float> a, index_t rows, index_t k)
+      : needed_(k % each != 0 || (rows > 4 && crowded(a.row_step * index_t(sizeof(float))))),
         k_(k),
-        step_((k + each - 1) / each * each + 16),
-        size_(copied_ ? height * step_ : 0) {}
+        step_((k + each - 1) / each * each + 16) {}
 
-  index_t size() const { return size_; }
+  bool needed() const { return needed_; }
+  index_t size(index_t height) const { return needed_ ? height * step_ : 0; }
   RowBlock<float> make(Strided<float> a, index_t rows, float* copy) const {
-    if (!copied_) return {a.data, a.row_step, each};
+    if (!needed_) return {a.data, a.row_step, each};
     for (index_t n = 0; n < rows; ++n) {
       std::copy_n(a.at(n, 0), k_, copy + n * step_);
       std::fill_n(copy + n * step_ + k_, each - 1, 0.f);
@@ -143,8 +140,8 @@ requires(k_per_element<B> > 1) class RowCopies<float, float, B> {
  private:
   static constexpr index_t each = k_per_element<B>;
 
-  bool copied_;
-  index_t k_, step_, size_;
+  bool needed_;
+  index_t k_, step_;
 };
 
 }  // namespace dflash::detail

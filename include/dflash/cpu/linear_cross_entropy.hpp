@@ -9,6 +9,7 @@
 
 #include "dflash/core/tensor.hpp"
 #include "dflash/cpu/backend.hpp"
+#include "dflash/cpu/fetch.hpp"
 #include "dflash/cpu/gemm.hpp"
 #include "dflash/cpu/linear.hpp"
 #include "dflash/cpu/vector_math.hpp"
@@ -84,26 +85,6 @@ struct CrossEntropyRows {
   }
 };
 
-/// Brings what is needed soon from memory to the second cache level, a piece at each of `calls`.
-class Fetch {
- public:
-  template <class T>
-  Fetch(const T* begin, const T* end, index_t calls)
-      : at_(reinterpret_cast<const char*>(begin)),
-        end_(reinterpret_cast<const char*>(end)),
-        each_(((end_ - at_) / calls / line + 1) * line) {}
-
-  void operator()() {
-    const char* const stop = at_ + std::min(each_, end_ - at_);
-    for (; at_ < stop; at_ += line) __builtin_prefetch(at_, 0, 2);
-  }
-
- private:
-  static constexpr std::ptrdiff_t line = 64;
-  const char *at_, *end_;
-  std::ptrdiff_t each_;
-};
-
 /// Runs over all logits x w^T, which never lie in memory whole: takes the vocabulary part by part,
 /// each part's logits are exponentiated against the largest so far and multiplied with w again at
 /// once. dx = sum of e^(logit - top) w (written).              x, dx (R, H)  w (V, H)
@@ -126,11 +107,11 @@ class LogitsPass {
         packed_(backend.template allocate<B>(2 * (word_size_ + dim_size_))),
         logits_(backend.template allocate<T>(backend.threads() * height_ * step())),
         factor_size_(
-            RowCopies<T, A, B>(kernel, {logits_.data(), step(), 1}, height_, part_).size()),
+            RowCopies<T, A, B>(kernel, {logits_.data(), step(), 1}, height_, part_).size(height_)),
         factors_(backend.template allocate<A>(backend.threads() * factor_size_)) {
     const Strided<T> all{x.data, x.shape[1], 1};
     const RowCopies<T, A, B> copies(kernel, all, x.shape[0], x.shape[1]);
-    x_copy_ = backend.template allocate<A>(copies.size());
+    x_copy_ = backend.template allocate<A>(copies.size(x.shape[0]));
     x_ = copies.make(all, x.shape[0], x_copy_.data());
   }
 

@@ -45,28 +45,35 @@ void multiply_frozen(CpuBackend<T>& backend, const GemmKernel<T, A, B>& kernel, 
   if (rows == 0 || columns == 0) return;
   for_slices(k, [&](Range ks) {
     const index_t depth = kernel.depth(ks.size()), first = ks.begin / k_per_element<B>;
-    const GemmPieces pieces(kernel, rows, columns, depth, backend.threads());
-    const RowCopies<T, A, B> copies(kernel, {x.data, k, 1}, pieces.height(rows), ks.size());
-    auto scratch = backend.template allocate<A>(backend.threads() * copies.size());
+    const Strided<T> a{x.data + ks.begin, k, 1};
+    const RowCopies<T, A, B> copies(kernel, a, rows, ks.size());
+    const GemmPieces pieces(kernel, rows, columns, ks.size(), backend.threads(), copies.needed(),
+                            false);
+    const index_t copy = copies.size(row_block(kernel, pieces.height(), depth));
+    auto memory = backend.template allocate<A>(backend.threads() * copy);
     // Of few rows the work is in reading the matrices.
     const index_t work = std::max<index_t>(rows, 8) * columns * ks.size();
     backend.parallel_for(pieces.size(), work, [&](index_t i, int thread) {
-      const Range block = pieces.block(rows, i % pieces.row_blocks);
-      const index_t begin = i / pieces.row_blocks * pieces.width;
-      const auto from = copies.make({x.data + block.begin * k + ks.begin, k, 1}, block.size(),
-                                    scratch.data() + thread * copies.size());
-      index_t start = 0;
-      for (const auto& product : products) {
-        const index_t width = product.w->rows;
-        const Range some{std::max<index_t>(begin - start, 0),
-                         std::min(begin + pieces.width - start, width)};
-        start += kernel.panels(width) * panel;
-        if (some.begin >= some.end) continue;
-        const Panels<B> panels{panels_of(*product.w), kernel.stored_depth(k), width};
-        multiply(kernel, from, block.size(), panels.part(some.begin, some.size()),
-                 Range{first, first + depth}, product.y.data + block.begin * width + some.begin,
-                 width, ks.begin > 0);
-        if (ks.end == k) finish_columns(product, block, some);
+      const Range piece = pieces.columns_of(i), part = pieces.rows_of(i);
+      const index_t blocks = row_blocks(kernel, part.size(), depth);
+      for (index_t n = 0; n < blocks; ++n) {
+        const Range few = tile_rows(part.size(), blocks, n),
+                    block{part.begin + few.begin, part.begin + few.end};
+        const RowBlock<A> from =
+            copies.make({a.at(block.begin, 0), k, 1}, block.size(), memory.data() + thread * copy);
+        index_t start = 0;
+        for (const auto& product : products) {
+          const index_t width = product.w->rows;
+          const Range some{std::max<index_t>(piece.begin - start, 0),
+                           std::min(piece.end - start, width)};
+          start += kernel.panels(width) * panel;
+          if (some.begin >= some.end) continue;
+          const Panels<B> panels{panels_of(*product.w), kernel.stored_depth(k), width};
+          multiply(kernel, from, block.size(), panels.part(some.begin, some.size()),
+                   Range{first, first + depth}, product.y.data + block.begin * width + some.begin,
+                   width, ks.begin > 0);
+          if (ks.end == k) finish_columns(product, block, some);
+        }
       }
     });
   });
