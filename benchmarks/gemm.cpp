@@ -43,30 +43,34 @@ std::vector<Layer> layers_of(const TrainingShape& shape) {
 enum class Form { forward, frozen, input, weight };
 constexpr const char* form_names[] = {"y = x w^T", "frozen w", "dx += dy w", "dw += dy^T x"};
 
-std::vector<float> numbers(index_t n, std::uint64_t key) {
+using Floats = CpuBackend<float>::Buffer<float>;
+using Halves = CpuBackend<float>::Buffer<bfloat16>;
+
+Floats numbers(CpuBackend<float>& backend, index_t n, std::uint64_t key) {
   const Random random(key);
-  std::vector<float> x(static_cast<std::size_t>(n));
-  for (index_t i = 0; i < n; ++i) x[std::size_t(i)] = float(random.uniform(std::uint64_t(i)) - 0.5);
+  auto x = backend.allocate<float>(n);
+  for (index_t i = 0; i < n; ++i) x.data()[i] = float(random.uniform(std::uint64_t(i)) - 0.5);
   return x;
 }
 
-std::vector<bfloat16> rounded(const std::vector<float>& x) {
-  std::vector<bfloat16> y;
-  for (float value : x) y.push_back(bfloat16(value));
+Halves rounded(CpuBackend<float>& backend, const Floats& x) {
+  auto y = backend.allocate<bfloat16>(x.size());
+  for (index_t i = 0; i < x.size(); ++i) y.data()[i] = bfloat16(x.data()[i]);
   return y;
 }
 
 struct Operands {
   const Layer& layer;
-  std::vector<float> x, w, y;
-  std::vector<bfloat16> x16, w16, y16;
+  Floats x, w, y;
+  Halves x16, w16, y16;
 
-  Operands(const Layer& l, bool bf16)
+  Operands(CpuBackend<float>& backend, const Layer& l, bool bf16)
       : layer(l),
-        x(numbers(l.rows * l.inputs, 1)),
-        w(numbers(l.outputs * l.inputs, 2)),
-        y(numbers(l.rows * l.outputs, 3)) {
-    if (bf16) x16 = rounded(x), w16 = rounded(w), y16 = rounded(y);
+        x(numbers(backend, l.rows * l.inputs, 1)),
+        w(numbers(backend, l.outputs * l.inputs, 2)),
+        y(numbers(backend, l.rows * l.outputs, 3)) {
+    if (!bf16) return;
+    x16 = rounded(backend, x), w16 = rounded(backend, w), y16 = rounded(backend, y);
   }
   View<float, 2> inputs() { return {x.data(), {layer.rows, layer.inputs}}; }
   View<float, 2> weights() { return {w.data(), {layer.outputs, layer.inputs}}; }
@@ -97,6 +101,13 @@ std::vector<double> fastest(const std::vector<std::function<void()>>& calls, dou
   return best;
 }
 
+/// A library with its way to take factors.
+struct Contestant {
+  std::string name;
+  void (*multiply)(const Product<float>&);
+  void (*multiply_bf16)(const Product<bfloat16>&);
+};
+
 struct Options {
   std::string shape = "smollm2", precision = "fp32";
   int threads = 1;
@@ -107,22 +118,29 @@ void run(const Options& options) {
   const CpuPrecision precision = cpu_precision_named(options.precision);
   const bool bf16 = precision == CpuPrecision::bf16;
   CpuBackend<float> backend(options.threads, precision);
-  std::vector<Rival> others;
-  for (const Rival& rival : rivals())
-    if (!bf16 || rival.multiply_bf16 != nullptr) others.push_back(rival);
-  for (const Rival& rival : others) rival.use_threads(options.threads);
+  std::vector<Contestant> others;
+  for (const Rival& rival : rivals()) {
+    rival.use_threads(options.threads);
+    if (!bf16) others.push_back({rival.name, rival.multiply, nullptr});
+    if (bf16 && rival.multiply_rounded != nullptr)
+      others.push_back({rival.name, rival.multiply_rounded, nullptr});
+    if (bf16 && rival.multiply_bf16 != nullptr)
+      others.push_back({rival.name + " *", nullptr, rival.multiply_bf16});
+  }
   const double peak = peak_flops(backend, bf16);
   std::printf("%s, %s, %s, threads %d; registers reach %.0f GFLOP/s\n", options.shape.c_str(),
               options.precision.c_str(), std::string(name_of(backend.path())).c_str(),
               options.threads, peak / 1e9);
-  if (bf16) std::printf("ours rounds factors from float, the others' are bf16 already\n");
+  if (bf16)
+    std::printf(
+        "factors are rounded from float; * those that are bf16 already, not counted as best\n");
   std::printf("%-20s %-18s %-13s %8s", "product", "rows x outputs x k", "", "dflash");
-  for (const Rival& rival : others) std::printf(" %8s", rival.name.c_str());
+  for (const Contestant& other : others) std::printf(" %8s", other.name.c_str());
   std::printf("  ours/best   of peak   (GFLOP/s)\n");
 
   std::vector<double> step(1 + others.size());
   for (const Layer& layer : layers_of(shape_named(options.shape))) {
-    Operands data(layer, bf16);
+    Operands data(backend, layer, bf16);
     const auto frozen = freeze(backend, data.weights());
     for (Form form : {Form::forward, Form::frozen, Form::input, Form::weight}) {
       std::vector<std::function<void()>> calls{[&] {
@@ -133,13 +151,13 @@ void run(const Options& options) {
         if (form == Form::weight)
           linear_backward_weight(backend, data.outputs(), data.inputs(), data.weights());
       }};
-      for (const Rival& rival : others)
+      for (const Contestant& other : others)
         calls.push_back([&] {
-          if (bf16)
-            rival.multiply_bf16(
+          if (other.multiply_bf16 != nullptr)
+            other.multiply_bf16(
                 data.product(form, data.x16.data(), data.w16.data(), data.y16.data()));
           else
-            rival.multiply(data.product<float>(form, data.x.data(), data.w.data(), data.y.data()));
+            other.multiply(data.product<float>(form, data.x.data(), data.w.data(), data.y.data()));
         });
       const auto seconds = fastest(calls, options.seconds);
       const double operations = 2e-9 * double(layer.rows * layer.outputs * layer.inputs);
@@ -150,7 +168,7 @@ void run(const Options& options) {
       double best = 1e30;
       for (std::size_t c = 0; c < seconds.size(); ++c) {
         std::printf(" %8.1f", operations / seconds[c]);
-        if (c > 0) best = std::min(best, seconds[c]);
+        if (c > 0 && others[c - 1].multiply != nullptr) best = std::min(best, seconds[c]);
         if (form != Form::frozen) step[c] += double(layer.times) * seconds[c];
       }
       std::printf("  %9.2f  %8.2f\n", best / seconds[0], 1e9 * operations / seconds[0] / peak);

@@ -3,6 +3,7 @@
 #include <dnnl.hpp>
 #include <map>
 #include <tuple>
+#include <vector>
 
 #include "rivals/rival.hpp"
 
@@ -57,6 +58,32 @@ void multiply_bf16(const Product<bfloat16>& p) {
   stream.wait();
 }
 
-const Enter enter({"oneDNN", omp_set_num_threads, multiply, multiply_bf16});
+/// n floats rounded by oneDNN's own reorder.
+void round(const float* from, index_t n, bfloat16* to) {
+  static const dnnl::engine engine(dnnl::engine::kind::cpu, 0);
+  static dnnl::stream stream(engine);
+  static std::map<index_t, dnnl::reorder> made;
+  using dnnl::memory;
+  const memory::desc floats({n}, memory::data_type::f32, memory::dims{1}),
+      rounded({n}, memory::data_type::bf16, memory::dims{1});
+  auto found = made.find(n);
+  if (found == made.end())
+    found = made.emplace(n, dnnl::reorder({engine, floats, engine, rounded})).first;
+  memory source(floats, engine, const_cast<float*>(from)), result(rounded, engine, to);
+  found->second.execute(stream, source, result);
+  stream.wait();
+}
+
+void multiply_rounded(const Product<float>& p) {
+  static std::vector<bfloat16> a, b;
+  a.resize(std::size_t(p.rows * p.k));
+  b.resize(std::size_t(p.k * p.columns));
+  round(p.a, p.rows * p.k, a.data());
+  round(p.b, p.k * p.columns, b.data());
+  multiply_bf16(
+      {p.a_transposed, p.b_transposed, p.add, p.rows, p.columns, p.k, a.data(), b.data(), p.c});
+}
+
+const Enter enter({"oneDNN", omp_set_num_threads, multiply, multiply_bf16, multiply_rounded});
 
 }  // namespace

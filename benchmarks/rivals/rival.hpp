@@ -29,6 +29,7 @@ struct Rival {
   void (*use_threads)(int);
   void (*multiply)(const Product<float>&);
   void (*multiply_bf16)(const Product<bfloat16>&) = nullptr;  // of factors that are bf16 already
+  void (*multiply_rounded)(const Product<float>&) = nullptr;  // of factors that it rounds to bf16
 };
 
 inline std::vector<Rival>& rivals() {
