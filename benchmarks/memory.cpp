@@ -63,10 +63,9 @@ void run(int threads) {
   CpuBackend<float> backend(threads);
   const index_t rows = 16384, width = 1024, size = rows * width;  // 64 MiB an array
   Arrays x(backend, 4, size), y(backend, 3, size);
-  Arrays scale(backend, 2, width), rstd(backend, 1, rows);
+  Arrays scale(backend, 2, width), rstd(backend, 1, size / 32);
   const auto flat = [&](float* data) { return View<float, 1>{data, {size}}; };
   const auto matrix = [&](float* data) { return View<float, 2>{data, {rows, width}}; };
-  const View<float, 1> gain{scale[0], {width}}, dgain{scale[1], {width}}, r{rstd[0], {rows}};
   const double array = sizeof(float) * double(size);
   std::printf("%d threads, arrays of %ld MiB\n", threads, long(size * 4 >> 20));
   const AdamWStep step{.rate = 1e-4,
@@ -92,13 +91,23 @@ void run(int threads) {
           for (const float l : lane) y[0][part.begin] += l;
         });
       });
-  compare(
-      "rms_norm", 2 * array, [&] { rms_norm(backend, matrix(x[0]), gain, 1e-6f, matrix(y[0]), r); },
-      [&] { plain_loop<1, 1>(backend, x, y, size); });
-  compare(
-      "rms_norm_backward", 4 * array,
-      [&] { rms_norm_backward(backend, matrix(x[0]), gain, r, matrix(x[1]), matrix(x[2]), dgain); },
-      [&] { plain_loop<3, 1>(backend, x, x, size); });
+  for (const index_t columns : {1024, 576, 160, 128, 64, 32}) {
+    const index_t some = size / columns, used = some * columns;
+    const auto matrix = [&](float* data) { return View<float, 2>{data, {some, columns}}; };
+    const View<float, 1> gain{scale[0], {columns}}, dgain{scale[1], {columns}}, r{rstd[0], {some}};
+    const double bytes = sizeof(float) * double(used);
+    std::printf("rows of %ld\n", long(columns));
+    compare(
+        "rms_norm", 2 * bytes,
+        [&] { rms_norm(backend, matrix(x[0]), gain, 1e-6f, matrix(y[0]), r); },
+        [&] { plain_loop<1, 1>(backend, x, y, used); });
+    compare(
+        "rms_norm_backward", 4 * bytes,
+        [&] {
+          rms_norm_backward(backend, matrix(x[0]), gain, r, matrix(x[1]), matrix(x[2]), dgain);
+        },
+        [&] { plain_loop<3, 1>(backend, x, x, used); });
+  }
   compare(
       "swiglu", 3 * array, [&] { swiglu(backend, matrix(x[0]), matrix(x[1]), matrix(y[0])); },
       [&] { plain_loop<2, 1>(backend, x, y, size); });

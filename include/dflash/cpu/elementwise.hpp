@@ -55,8 +55,9 @@ template <class T>
 void sum_rows(CpuBackend<T>& backend, In<T, 2> x, Out<T, 1> y) {
   const index_t columns = x.shape[1];
   expects(columns == y.shape[0], "sum_rows: y must be as wide as x");
-  detail::add_row_sums(backend, x.shape[0], columns, y.data, [&](index_t n, double* sum) {
-    for (index_t c = 0; c < columns; ++c) sum[c] += double(x.data[n * columns + c]);
+  detail::add_row_sums(backend, x.shape[0], columns, y.data, [&](Range part, T* sum) {
+    for (index_t n = part.begin; n < part.end; ++n)
+      for (index_t c = 0; c < columns; ++c) sum[c] += x.data[n * columns + c];
   });
 }
 

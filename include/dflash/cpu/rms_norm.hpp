@@ -4,6 +4,7 @@
 
 #include "dflash/core/tensor.hpp"
 #include "dflash/cpu/backend.hpp"
+#include "dflash/cpu/norm_gradient.hpp"
 #include "dflash/cpu/row_sums.hpp"
 #include "dflash/cpu/vector_math.hpp"
 
@@ -20,18 +21,6 @@ template <class T>
 [[gnu::always_inline]] inline void scale_row(index_t columns, const T* x, T rstd, const T* scale,
                                              T* y) {
   for (index_t c = 0; c < columns; ++c) y[c] = x[c] * rstd * scale[c];
-}
-
-/// What of x is taken from its row's gradient: the mean of x dy scale, times rstd^3.
-template <class T>
-[[gnu::always_inline]] inline T shrink_of_row(index_t columns, const T* x, const T* dy,
-                                              const T* scale, T rstd) {
-  const double mean = sum_of_products(columns, x, dy, scale) / double(columns);
-  return T(mean * double(rstd) * double(rstd) * double(rstd));
-}
-template <class T>
-[[gnu::always_inline]] inline T norm_gradient(T x, T dy, T scale, T rstd, T shrink) {
-  return rstd * dy * scale - shrink * x;
 }
 
 }  // namespace detail
@@ -67,17 +56,14 @@ void rms_norm_backward(CpuBackend<T>& backend, In<T, 2> x, In<T, 1> scale, In<T,
               dx.shape[1] == columns && scale.shape[0] == columns && dscale.shape[0] == columns &&
               rstd.shape[0] == rows,
           "rms_norm_backward: shapes differ");
-  detail::add_row_sums(backend, rows, columns, dscale.data, [&](index_t n, double* sum) {
-    const T* const in = x.data + n * columns;
-    const T* const out = dy.data + n * columns;
-    T* const to = dx.data + n * columns;
-    const T r = rstd(n);
+  detail::add_row_sums(backend, rows, columns, dscale.data, [&](Range part, T* sum) {
     detail::on_path(
         backend.path(), [=]() __attribute__((always_inline)) {
-          const T shrink = detail::shrink_of_row(columns, in, out, scale.data, r);
-          for (index_t c = 0; c < columns; ++c)
-            to[c] += detail::norm_gradient(in[c], out[c], scale.data[c], r, shrink);
-          for (index_t c = 0; c < columns; ++c) sum[c] += double(out[c] * in[c] * r);
+          detail::norm_gradient<true>(
+              part, columns, scale.data, sum, [=](index_t n) __attribute__((always_inline)) {
+                return detail::NormRow<T>{x.data + n * columns, dy.data + n * columns,
+                                          dx.data + n * columns, rstd.data[n]};
+              });
         });
   });
 }

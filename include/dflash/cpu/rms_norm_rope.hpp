@@ -5,6 +5,7 @@
 #include "dflash/core/head_places.hpp"
 #include "dflash/core/tensor.hpp"
 #include "dflash/cpu/backend.hpp"
+#include "dflash/cpu/norm_gradient.hpp"
 #include "dflash/cpu/rms_norm.hpp"
 #include "dflash/cpu/rope.hpp"
 #include "dflash/cpu/row_sums.hpp"
@@ -55,21 +56,18 @@ void rms_norm_rope_backward(CpuBackend<T>& backend, In<T, 3> x, In<T, 1> w, In<T
   detail::expect_turned_heads<T>(x, w, cos, sin, rstd.shape[0]);
   expects(dy.size() == x.size() && dx.size() == x.size() && dw.shape[0] == dim,
           "rms_norm_rope_backward: shapes differ");
-  detail::add_row_sums(backend, rstd.shape[0], dim, dw.data, [&](index_t row, double* sum) {
-    const T* const in = x.data + row * dim;
-    const T* const out = dy.data + row * dim;
-    T* const to = dx.data + row * dim;
-    const T* const c = cos.data + row / heads * half;
-    const T* const s = sin.data + row / heads * half;
-    const T r = rstd(row);
+  detail::add_row_sums(backend, rstd.shape[0], dim, dw.data, [&](Range part, T* sum) {
     detail::on_path(
         backend.path(), [=]() __attribute__((always_inline)) {
-          if (to != out) std::copy_n(out, dim, to);
-          detail::turn_head(half, c, s, T(-1), to);
-          const T shrink = detail::shrink_of_row(dim, in, to, w.data, r);
-          for (index_t i = 0; i < dim; ++i) sum[i] += double(to[i] * in[i] * r);
-          for (index_t i = 0; i < dim; ++i)
-            to[i] = detail::norm_gradient(in[i], to[i], w.data[i], r, shrink);
+          const auto turned_back = [=](index_t row) __attribute__((always_inline)) {
+            const T* const out = dy.data + row * dim;
+            T* const to = dx.data + row * dim;
+            if (to != out) std::copy_n(out, dim, to);
+            const index_t angles = row / heads * half;
+            detail::turn_head(half, cos.data + angles, sin.data + angles, T(-1), to);
+            return detail::NormRow<T>{x.data + row * dim, to, to, rstd.data[row]};
+          };
+          detail::norm_gradient<false>(part, dim, w.data, sum, turned_back);
         });
   });
 }
