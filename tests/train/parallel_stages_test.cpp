@@ -21,6 +21,12 @@ Matrix rotated(B& cpu, Matrix& raw, In<double, 1> norm, const Model::RopeTables&
        as_heads(out.view(), dim));
   return out;
 }
+Matrix normalised(B& cpu, Matrix& x, In<double, 1> w, double eps) {
+  Matrix y(cpu, {x.view().shape[0], x.view().shape[1]});
+  Tensor<B, double, 1> rstd(cpu, {x.view().shape[0]});
+  rms_norm(cpu, x.view(), w, eps, y.view(), rstd.view());
+  return y;
+}
 Matrix values_of(B& cpu, Matrix& x, In<double, 2> w, In<double, 1> bias) {
   Matrix v(cpu, {x.view().shape[0], w.shape[0]});
   linear(cpu, x.view(), w, v.view());
@@ -52,7 +58,8 @@ void record(Problem& p, B& cpu, Whole& whole, const Group& group, const Batch<B>
     blocks(at + "q after RoPE", rotated(cpu, layer.q.raw, w.q_norm, s.block_rope, shape));
     blocks(at + "k projected", layer.k.raw);
     blocks(at + "k after RoPE", rotated(cpu, layer.k.raw, w.k_norm, s.block_rope, shape));
-    blocks(at + "v projected", values_of(cpu, layer.normed, w.v, w.v_bias));
+    Matrix normed = normalised(cpu, s.x[i], w.input_norm, shape.eps);
+    blocks(at + "v projected", values_of(cpu, normed, w.v, w.v_bias));
     blocks(at + "attention", layer.attended);
     blocks(at + "output", s.x[i + 1]);
   }

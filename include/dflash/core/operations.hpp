@@ -67,7 +67,7 @@ concept Operations = requires(B& b, In<T, 2> x, In<T, 2> w, Out<T, 2> y, In<T, 1
   rms_norm_rope(b, q, scale, eps, x, x, places, rstd);
   rms_norm_rope_backward(b, q, scale, saved_rstd, x, x, q, heads, dscale);
   swiglu(b, x, x, y);                     // y = silu(gate) up
-  swiglu_backward(b, x, x, x, y, y);      // (gate, up, dy, dgate, dup), both written
+  swiglu_backward(b, x, x, x, y, y);      // (gate, up, dy, dgate, dup), dup maybe dy
   attention(b, q, kv, rule, heads, lse);  // y = softmax(scale q k^T where mask) v
   head_dots(b, q, q, lse);                // delta(n, h) = <y(n, h), dy(n, h)>
   attention_backward(b, q, kv, rule, saved_lse, saved_lse, q, heads, dkv);  // (.., lse, delta, dy,

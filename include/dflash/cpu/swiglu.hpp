@@ -1,5 +1,7 @@
 #pragma once
 
+#include <algorithm>
+
 #include "dflash/core/tensor.hpp"
 #include "dflash/cpu/backend.hpp"
 #include "dflash/cpu/vector_math.hpp"
@@ -21,7 +23,7 @@ void swiglu(CpuBackend<T>& backend, In<T, 2> gate, In<T, 2> up, Out<T, 2> y) {
   });
 }
 
-/// Writes dgate and dup.                                                   all (N, I)
+/// Writes dgate and dup, which may be dy.                                  all (N, I)
 template <class T>
 void swiglu_backward(CpuBackend<T>& backend, In<T, 2> gate, In<T, 2> up, In<T, 2> dy,
                      Out<T, 2> dgate, Out<T, 2> dup) {
@@ -31,13 +33,20 @@ void swiglu_backward(CpuBackend<T>& backend, In<T, 2> gate, In<T, 2> up, In<T, 2
   backend.for_parts(size, 16, [&](Range part) {
     detail::on_path(
         backend.path(), [=]() __attribute__((always_inline)) {
-          const T* const g = gate.data;
-          T* __restrict to_gate = dgate.data;
-          T* __restrict to_up = dup.data;
-          for (index_t i = part.begin; i < part.end; ++i) {
-            const T s = 1 / (1 + detail::exponential(-g[i]));
-            to_gate[i] = dy.data[i] * up.data[i] * s * (1 + g[i] * (1 - s));
-            to_up[i] = dy.data[i] * g[i] * s;
+          constexpr index_t few = 128;
+          T to_gate[few], to_up[few];
+          for (index_t begin = part.begin; begin < part.end; begin += few) {
+            const index_t count = std::min(few, part.end - begin);
+            const T* const g = gate.data + begin;
+            const T* const u = up.data + begin;
+            const T* const d = dy.data + begin;
+            for (index_t i = 0; i < count; ++i) {
+              const T s = 1 / (1 + detail::exponential(-g[i]));
+              to_gate[i] = d[i] * u[i] * s * (1 + g[i] * (1 - s));
+              to_up[i] = d[i] * g[i] * s;
+            }
+            std::copy_n(to_gate, count, dgate.data + begin);
+            std::copy_n(to_up, count, dup.data + begin);
           }
         });
   });

@@ -33,7 +33,7 @@ void swiglu(CudaBackend<T>& backend, In<T, 2> gate, In<T, 2> up, Out<T, 2> y) {
              cuda::read(up.data), cuda::write(y.data));
 }
 
-/// Writes dgate and dup.                                                   all (N, I)
+/// Writes dgate and dup, which may be dy.                                  all (N, I)
 template <class T>
 void swiglu_backward(CudaBackend<T>& backend, In<T, 2> gate, In<T, 2> up, In<T, 2> dy,
                      Out<T, 2> dgate, Out<T, 2> dup) {

@@ -73,8 +73,8 @@ class DFlashBlock {
     typename A::Context attention;
   };
   struct Saved {
-    In<T, 2> x;  // the caller keeps it until backward
-    Matrix normed, attended, residual, post, gate, up, active;
+    In<T, 2> x;                           // the caller keeps it until backward
+    Matrix attended, residual, gate, up;  // what else backward needs it makes again
     Vector rstd, post_rstd;
     Projection q, k;
     typename A::Saved attention;
@@ -108,10 +108,10 @@ class DFlashBlock {
   Matrix forward(const Weights& w, In<T, 2> x, const BlockGeometry<T>& at,
                  typename A::Context& context, Saved& s) const {
     s.x = x;
-    norm(x, w.input_norm, s.normed, s.rstd);
     {
+      const Matrix normed_rows = norm(x, w.input_norm, s.rstd);
       const auto places = attention_.open(x.shape[0], sizes(), rule(at.mask), s.attention);
-      const In<T, 2> normed = s.normed.view();
+      const In<T, 2> normed = normed_rows.view();
       project(normed, w.q, w.q_bias, w.q_norm, at.block_cos, at.block_sin, places.q, s.q);
       project(normed, w.k, w.k_bias, w.k_norm, at.block_cos, at.block_sin, places.k, s.k);
       place_values(normed, w.v, w.v_bias, places.v);
@@ -120,31 +120,35 @@ class DFlashBlock {
     attention_.forward(rule(at.mask), heads(s.attended), context, s.attention);
     s.residual = times(s.attended.view(), w.o, w.o_bias);
     add(backend(), x, s.residual.view());
-    norm(s.residual.view(), w.post_norm, s.post, s.post_rstd);
-    s.gate = times(s.post.view(), w.gate);
-    s.up = times(s.post.view(), w.up);
-    s.active = Matrix(backend(), {x.shape[0], shape_.intermediate});
-    swiglu(backend(), s.gate.view(), s.up.view(), s.active.view());
-    Matrix y = times(s.active.view(), w.down);
+    {
+      const Matrix post = norm(s.residual.view(), w.post_norm, s.post_rstd);
+      s.gate = times(post.view(), w.gate);
+      s.up = times(post.view(), w.up);
+    }
+    Matrix y = times(activation(s).view(), w.down);
     add(backend(), In<T, 2>(s.residual.view()), y.view());
     return y;
   }
 
-  /// The gradient of x from that of y, which is used up, both (N * K, H). The gradients g are added
-  /// to or written; end_context adds the context's share.
+  /// The gradient of x from that of y, both (N * K, H); y's and s are used up. The gradients g
+  /// are added to or written; end_context adds the context's share.
   Matrix backward(const Weights& w, Matrix dy, const BlockGeometry<T>& at,
                   typename A::Context& context, Saved& s, WeightGradients& g, Result result) const {
     if (result == Result::written) clear_vectors(g);
     {
-      Matrix dactive = like(s.active), dgate = like(s.gate), dup = like(s.up);
-      times_backward(s.active.view(), w.down, dy.view(), {dactive.view(), Result::written},
+      Matrix active = activation(s), dactive = like(active);
+      times_backward(active.view(), w.down, dy.view(), {dactive.view(), Result::written},
                      {g.down, result});
+      Matrix &dgate = active, &dup = dactive;  // which are used up
       swiglu_backward(backend(), s.gate.view(), s.up.view(), dactive.view(), dgate.view(),
                       dup.view());
-      Matrix dpost = like(s.post);
-      times_backward(s.post.view(), w.gate, dgate.view(), {dpost.view(), Result::written},
+      s.gate = Matrix();
+      s.up = Matrix();
+      const Matrix post = norm(s.residual.view(), w.post_norm, s.post_rstd);
+      Matrix dpost = like(post);
+      times_backward(post.view(), w.gate, dgate.view(), {dpost.view(), Result::written},
                      {g.gate, result});
-      times_backward(s.post.view(), w.up, dup.view(), {dpost.view()}, {g.up, result});
+      times_backward(post.view(), w.up, dup.view(), {dpost.view()}, {g.up, result});
       rms_norm_backward(backend(), s.residual.view(), w.post_norm, s.post_rstd.view(), dpost.view(),
                         dy.view(), g.post_norm);
     }
@@ -154,14 +158,15 @@ class DFlashBlock {
                    {g.o, result}, g.o_bias);
 
     Matrix dq = zeros(s.q.raw), dk = zeros(s.k.raw), dv = zeros(s.k.raw);
-    Matrix dnormed = like(s.normed);
     attention_.backward(heads(dattended), rule(at.mask), context, s.attention, heads(dq), heads(dk),
                         heads(dv));
-    times_backward(s.normed.view(), w.v, dv.view(), {dnormed.view(), Result::written},
-                   {g.v, result}, g.v_bias);
-    project_backward(s.normed.view(), w.k, w.k_norm, at.block_cos, at.block_sin, s.k, dk,
+    const Matrix normed = norm(s.x, w.input_norm, s.rstd);
+    Matrix dnormed = like(normed);
+    times_backward(normed.view(), w.v, dv.view(), {dnormed.view(), Result::written}, {g.v, result},
+                   g.v_bias);
+    project_backward(normed.view(), w.k, w.k_norm, at.block_cos, at.block_sin, s.k, dk,
                      dnormed.view(), {g.k, result}, g.k_bias, g.k_norm);
-    project_backward(s.normed.view(), w.q, w.q_norm, at.block_cos, at.block_sin, s.q, dq,
+    project_backward(normed.view(), w.q, w.q_norm, at.block_cos, at.block_sin, s.q, dq,
                      dnormed.view(), {g.q, result}, g.q_bias, g.q_norm);
     rms_norm_backward(backend(), s.x, w.input_norm, s.rstd.view(), dnormed.view(), dy.view(),
                       g.input_norm);
@@ -221,10 +226,17 @@ class DFlashBlock {
     linear_backward_weight(backend(), dy, x, dw.to, dw.result);
     if (dbias.data != nullptr) sum_rows(backend(), dy, dbias);
   }
-  void norm(In<T, 2> x, In<T, 1> w, Matrix& y, Vector& rstd) const {
-    y = Matrix(backend(), {x.shape[0], x.shape[1]});
+  Matrix norm(In<T, 2> x, In<T, 1> w, Vector& rstd) const {
+    Matrix y(backend(), {x.shape[0], x.shape[1]});
     rstd = Vector(backend(), {x.shape[0]});
     rms_norm(backend(), x, w, Sum(shape_.eps), y.view(), rstd.view());
+    return y;
+  }
+  /// What the MLP's last product takes.
+  Matrix activation(const Saved& s) const {
+    Matrix active = like(s.gate);
+    swiglu(backend(), s.gate.view(), s.up.view(), active.view());
+    return active;
   }
   void project(In<T, 2> x, In<T, 2> w, In<T, 1> bias, In<T, 1> w_norm, In<T, 2> cos, In<T, 2> sin,
                HeadPlaces<T> places, Projection& s) const {

@@ -142,14 +142,16 @@ Parameters<B> random_parameters(B& backend, const DraftConfig& config, std::uint
     const ParameterSlot& slot = p.slots()[i];
     const Random random(seed, i);
     const T constant = slot.name.ends_with(".bias") ? T(0) : T(1);
-    std::vector<T> values(static_cast<std::size_t>(slot.size), constant);
+    std::vector<T> values(static_cast<std::size_t>(HostBackend<B> ? 0 : slot.size));
+    T* const to = HostBackend<B> ? p.flat().data + slot.offset : values.data();
     if (slot.shape.size() == 2)
       in_parts(slot.size, [&](Range part) {
         for (index_t j = part.begin; j < part.end; ++j)
-          values[std::size_t(j)] =
-              T(float(config.initializer_range * random.normal(std::uint64_t(j))));
+          to[j] = T(float(config.initializer_range * random.normal(std::uint64_t(j))));
       });
-    backend.upload(values.data(), p.flat().data + slot.offset, slot.size);
+    else
+      std::fill_n(to, slot.size, constant);
+    if (!HostBackend<B>) backend.upload(to, p.flat().data + slot.offset, slot.size);
   }
   return p;
 }

@@ -30,8 +30,16 @@ Tensor<B, typename B::value_type, Rank> load_tensor(B& backend, const W& weights
   using T = typename B::value_type;
   // As large as the tensor in the source: a config that lies cannot ask for more.
   const index_t size = weights.at(name).size();
+  const std::vector<index_t> whole(shape, shape + Rank);
+  if constexpr (HostBackend<B>) {
+    if (weights.at(name).shape == whole) {
+      Tensor<B, T, Rank> tensor(backend, shape);
+      weights.template read<T>(name, whole, tensor.view().data);
+      return tensor;
+    }
+  }
   const auto host = std::make_unique_for_overwrite<T[]>(std::size_t(size));
-  weights.template read<T>(name, std::vector<index_t>(shape, shape + Rank), host.get());
+  weights.template read<T>(name, whole, host.get());
   Tensor<B, T, Rank> tensor(backend, shape);
   backend.upload(host.get(), tensor.view().data, size);
   backend.synchronize();  // the host copy goes

@@ -237,7 +237,7 @@ struct TrainingPlan {
     const Part p = part(rank);
     const bool alone = layout.ranks() == 1;
     const index_t heads = alone ? p.q + 2 * p.kv : 0, keys = alone ? 2 * p.kv : 0;
-    const index_t block = p.rows * (3 * s.hidden + 2 * p.q + p.kv + heads + 3 * s.intermediate),
+    const index_t block = p.rows * (s.hidden + 2 * p.q + p.kv + heads + 2 * s.intermediate),
                   context = p.context * (p.kv + keys),
                   worker = p.all_rows * p.query + 2 * (p.ring_rows + p.stripe) * p.key;
     const index_t lse =
@@ -262,11 +262,12 @@ struct TrainingPlan {
     const index_t context =
         ranks == 1 ? 2 * p.context * p.kv
                    : 2 * p.stripe * p.key + exchanged(2 * p.stripe * p.key + 2 * p.context * p.kv);
-    const index_t mlp = p.rows * (3 * s.intermediate + s.hidden),
+    // The MLP gives back what was saved of it before the attention's turn.
+    const index_t mlp = p.rows * 2 * s.intermediate,
                   heads =
                       p.rows * (p.q + 2 * p.kv) + p.all_rows * p.query + 2 * p.ring_rows * p.key,
-                  attention = p.rows * (2 * p.q + 2 * p.kv + s.hidden) + 2 * p.all_rows * p.query +
-                              2 * p.ring_rows * p.key +
+                  attention = p.rows * (2 * p.q + 2 * p.kv + 2 * s.hidden - 2 * s.intermediate) +
+                              2 * p.all_rows * p.query + 2 * p.ring_rows * p.key +
                               (ranks == 1 ? 0 : exchanged(heads) + context);
     return (rows + context + std::max(mlp, attention + key_sums(p))) * bytes.value;
   }
