@@ -41,7 +41,8 @@ struct PlainFactors {
 
   /// Keys [slots) as rows, from slot 0 on: where they lie, or copied.
   static Strided<T> key_rows(const T* keys, index_t step, Range slots, index_t dim, T* room) {
-    if (close_together(step * index_t(sizeof(T)))) return {keys, step, 1};
+    const index_t bytes = step * index_t(sizeof(T));
+    if (bytes <= 4096 && !crowded(bytes)) return {keys, step, 1};
     for (index_t j = slots.begin; j < slots.end; ++j)
       std::copy_n(keys + j * step, dim, room + j * key_step(dim));
     return {room, key_step(dim), 1};
