@@ -1,8 +1,8 @@
 // Operations that wait for memory beside plain loops with as many streams in and out, in turns:
-// bytes a second of both. Argument: threads.
+// bytes a second of both.
 
+#include <CLI/CLI.hpp>
 #include <cstdio>
-#include <cstdlib>
 #include <vector>
 
 #include "dflash/cpu.hpp"
@@ -115,4 +115,10 @@ void run(int threads) {
 
 }  // namespace
 
-int main(int argc, char** argv) { run(argc > 1 ? std::max(1, std::atoi(argv[1])) : 1); }
+int main(int argc, char** argv) {
+  CLI::App app("Operations that wait for memory, beside plain loops");
+  int threads = 1;
+  app.add_option("--threads", threads)->capture_default_str()->check(CLI::PositiveNumber);
+  CLI11_PARSE(app, argc, argv);
+  run(threads);
+}
