@@ -89,6 +89,10 @@ consume() {
     cmake -S tests/package -B build/consumer -G Ninja -DCMAKE_PREFIX_PATH="$prefix" &&
     cmake --build build/consumer && build/consumer/consumer
 }
+for options in -DDFLASH_TESTS=ON -DDFLASH_TESTS=OFF; do
+  rm -rf build/plain
+  check "a fresh folder configures with $options" cmake -S . -B build/plain -G Ninja $options
+done
 check "a program outside the repository builds against the install tree and runs" consume
 took
 
