@@ -16,6 +16,15 @@ void multiply(const Product<float>& p) {
              p.a_row(), p.b, p.b_row(), float(p.add), p.c, p.columns);
 }
 
+struct Processor {
+  dnnl::engine engine{dnnl::engine::kind::cpu, 0};
+  dnnl::stream stream{engine};
+};
+Processor& processor() {
+  static Processor one;
+  return one;
+}
+
 struct Matmul {
   dnnl::memory::desc a, b, c;
   dnnl::matmul primitive;
@@ -48,8 +57,7 @@ const Matmul& matmul_of(const dnnl::engine& engine, const Product<bfloat16>& p) 
 }
 
 void multiply_bf16(const Product<bfloat16>& p) {
-  static const dnnl::engine engine(dnnl::engine::kind::cpu, 0);
-  static dnnl::stream stream(engine);
+  auto& [engine, stream] = processor();
   const Matmul& m = matmul_of(engine, p);
   m.primitive.execute(stream,
                       {{DNNL_ARG_SRC, dnnl::memory(m.a, engine, const_cast<bfloat16*>(p.a))},
@@ -60,8 +68,7 @@ void multiply_bf16(const Product<bfloat16>& p) {
 
 /// n floats rounded by oneDNN's own reorder.
 void round(const float* from, index_t n, bfloat16* to) {
-  static const dnnl::engine engine(dnnl::engine::kind::cpu, 0);
-  static dnnl::stream stream(engine);
+  auto& [engine, stream] = processor();
   static std::map<index_t, dnnl::reorder> made;
   using dnnl::memory;
   const memory::desc floats({n}, memory::data_type::f32, memory::dims{1}),

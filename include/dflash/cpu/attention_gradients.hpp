@@ -64,14 +64,14 @@ class AttentionGradients {
         path_(backend.path()),
         of_(tensors),
         scale_(scale),
-        lanes_(panel_lanes(kernel_)),
+        panels_{panel_lanes(kernel_)},
         dim_(tensors.q.shape[2]),
         width_(kernel_.padded(dim_)),
-        rows_((plan.rows() + lanes_ - 1) / lanes_ * lanes_),
-        own_(plan, lanes_, Factors::pitch) {
-    score_row_ = crowded(rows_ * index_t(sizeof(T))) ? rows_ + lanes_ : rows_;
+        rows_(panels_.whole(plan.rows())),
+        own_(plan, panels_.lanes, Factors::pitch) {
+    score_row_ = crowded(rows_ * index_t(sizeof(T))) ? rows_ + panels_.lanes : rows_;
     slots_ = std::max(key_chunk, own_.tile);
-    room_size_ = rows_ * (3 * dim_ + 2 * width_ + 2) + lanes_ * (dim_ + 2 * own_.panel) +
+    room_size_ = rows_ * (3 * dim_ + 2 * width_ + 2) + panels_.lanes * (dim_ + 2 * own_.panel) +
                  2 * key_chunk * score_row_ + 2 * slots_ * Factors::key_step(dim_);
     room_ = backend.template allocate<T>(room_size_ * backend.threads());
   }
@@ -79,16 +79,13 @@ class AttentionGradients {
   /// Adds to dq and to `into` what comes of a tile.
   void add(const QueryTile& tile, index_t g, const KeyValue<T>& into, int thread) const {
     const Room room = this->room(thread);
-    const BlockMask& mask = *tile.mask;
     begin(tile, room);
     const auto add_one = [&](const KeyChunk& chunk) { add_chunk(tile, g, chunk, room, into); };
-    for_each_chunk(tile, false, {0, tile.query_rows()},
-                   mask.stripe.local(mask.begin(tile.blocks.begin)), add_one);
+    for_each_context_chunk(tile, add_one);
     if (own_.small)
       add_small_blocks(tile, g, room, into);
     else
-      for (index_t u = 0; u < tile.query_rows(); u += mask.block_size)
-        for_each_chunk(tile, true, {u, u + mask.block_size}, tile.own[u].begin, add_one);
+      for_each_own_chunk(tile, add_one);
     end(tile, room);
   }
 
@@ -111,29 +108,25 @@ class AttentionGradients {
     r.score = take(key_chunk * score_row_), r.dp = take(key_chunk * score_row_);
     r.q_rows = take(rows_ * width_), r.dy_rows = take(rows_ * width_);
     r.lse = take(rows_), r.delta = take(rows_);
-    r.rows = take(lanes_ * dim_);
-    r.wide = take(lanes_ * own_.panel), r.wide_dp = take(lanes_ * own_.panel);
+    r.rows = take(panels_.lanes * dim_);
+    r.wide = take(panels_.lanes * own_.panel), r.wide_dp = take(panels_.lanes * own_.panel);
     r.keys = take(slots_ * Factors::key_step(dim_));
     r.values = take(slots_ * Factors::key_step(dim_));
     return r;
   }
-  index_t panels(const QueryTile& tile) const { return (tile.rows() + lanes_ - 1) / lanes_; }
-  Range panel_rows(const QueryTile& tile, index_t p) const {
-    return {p * lanes_, std::min((p + 1) * lanes_, tile.rows())};
-  }
 
   void begin(const QueryTile& tile, const Room& room) const {
-    std::fill_n(room.dq, panels(tile) * lanes_ * dim_, T(0));
-    for (index_t p = 0; p < panels(tile); ++p) {
-      const Range rows = panel_rows(tile, p);
+    std::fill_n(room.dq, panels_.count(tile) * panels_.lanes * dim_, T(0));
+    for (index_t p = 0; p < panels_.count(tile); ++p) {
+      const Range rows = panels_.rows(tile, p);
       pack_rows(tile, rows, of_.q, scale_ / natural_log_of_two, dim_, room.rows);
-      transpose(room.rows, dim_, dim_, lanes_, room.q + rows.begin * dim_, lanes_);
+      transpose(room.rows, dim_, dim_, panels_.lanes, room.q + rows.begin * dim_, panels_.lanes);
       pack_rows(tile, rows, of_.q, scale_, width_, room.q_rows + rows.begin * width_);
       T* const dy = room.dy_rows + rows.begin * width_;
       pack_rows(tile, rows, of_.dy, 1, width_, dy);
-      transpose(dy, width_, dim_, lanes_, room.dy + rows.begin * dim_, lanes_);
-      std::fill_n(room.lse + rows.begin, lanes_, T(0));
-      std::fill_n(room.delta + rows.begin, lanes_, T(0));
+      transpose(dy, width_, dim_, panels_.lanes, room.dy + rows.begin * dim_, panels_.lanes);
+      std::fill_n(room.lse + rows.begin, panels_.lanes, T(0));
+      std::fill_n(room.delta + rows.begin, panels_.lanes, T(0));
       tile.for_rows(rows, of_.q.shape[1], [&](index_t i, index_t at) {
         // A row that has seen no key has an lse of -infinity; any finite number serves it.
         const T lse = of_.lse.data[at];
@@ -145,7 +138,7 @@ class AttentionGradients {
   /// Rows of a panel, zeros behind them.                                   to (lanes, width)
   void pack_rows(const QueryTile& tile, Range rows, View<const T, 3> x, double scale, index_t width,
                  T* to) const {
-    T* const end = to + lanes_ * width;
+    T* const end = to + panels_.lanes * width;
     tile.for_rows(rows, x.shape[1], [&](index_t, index_t at) {
       for (index_t d = 0; d < dim_; ++d) to[d] = x.data[at * dim_ + d] * T(scale);
       std::fill(to + dim_, to + width, T(0));
@@ -164,8 +157,8 @@ class AttentionGradients {
                      values = Factors::key_rows(v.data + chunk.first * v.stride() + g * dim_,
                                                 v.stride(), chunk.slots, dim_, room.values);
     bool same = true;
-    for (index_t p = chunk.rows.begin / lanes_; p * lanes_ < chunk.rows.end; ++p) {
-      const Range rows = panel_rows(tile, p);
+    for (index_t p = chunk.rows.begin / panels_.lanes; p * panels_.lanes < chunk.rows.end; ++p) {
+      const Range rows = panels_.rows(tile, p);
       const PanelView<T> view(rows, heads, tile.alike(),
                               [&](index_t u) { return chunk.seen(u, heads); });
       T* const score = room.score + rows.begin;
@@ -216,8 +209,8 @@ class AttentionGradients {
     const Strided<T> keys = Factors::key_rows(k.data + start, k.stride(), slots, dim_, room.keys),
                      values =
                          Factors::key_rows(v.data + start, v.stride(), slots, dim_, room.values);
-    for (index_t p = 0; p < panels(tile); ++p) {
-      const Range rows = panel_rows(tile, p);
+    for (index_t p = 0; p < panels_.count(tile); ++p) {
+      const Range rows = panels_.rows(tile, p);
       const PanelBlocks<T> of(tile, with_keys, own_.pitch, rows);
       if (of.blocks.size() <= 0) continue;
       const PanelView<T> view(rows, tile.heads.size(), tile.alike(), [&](index_t u) {
@@ -226,8 +219,8 @@ class AttentionGradients {
       const index_t before = (of.blocks.begin - with_keys.begin) * size;
       const Strided<T> some_keys{keys.at(before, 0), keys.row_step, 1},
           some_values{values.at(before, 0), values.row_step, 1};
-      multiply_rows(some_keys, {0, of.slots()}, room.q, rows.begin, room.wide, lanes_);
-      multiply_rows(some_values, {0, of.slots()}, room.dy, rows.begin, room.wide_dp, lanes_);
+      multiply_rows(some_keys, {0, of.slots()}, room.q, rows.begin, room.wide, panels_.lanes);
+      multiply_rows(some_values, {0, of.slots()}, room.dy, rows.begin, room.wide_dp, panels_.lanes);
       T* const score = room.score + rows.begin;
       T* const dp = room.dp + rows.begin;
       Factors::on_vectors(
@@ -237,7 +230,7 @@ class AttentionGradients {
             weigh<bytes>(view, {0, size}, rows.begin, room);
             spread_blocks<bytes>(of, view.slots, dp, score_row_, room.wide);
           });
-      add_to_dq(some_keys, {0, of.slots()}, room.wide, lanes_, rows.begin, room);
+      add_to_dq(some_keys, {0, of.slots()}, room.wide, panels_.lanes, rows.begin, room);
     }
     for (index_t b = with_keys.begin; b < with_keys.end; ++b)
       add_to_keys({0, size}, {b * each, (b + 1) * each}, room,
@@ -251,8 +244,8 @@ class AttentionGradients {
                      index_t to_row) const {
     if (slots.size() > 0)
       multiply_panel(kernel_, {keys.at(slots.begin, 0), keys.row_step, 1}, slots.size(),
-                     panels + row * dim_, lanes_, dim_, to + slots.begin * to_row, to_row, lanes_,
-                     false);
+                     panels + row * dim_, panels_.lanes, dim_, to + slots.begin * to_row, to_row,
+                     panels_.lanes, false);
   }
   template <int Bytes>
   [[gnu::always_inline]] void weigh(const PanelView<T>& view, Range all, index_t row,
@@ -265,8 +258,8 @@ class AttentionGradients {
                  const Room& room) const {
     if (slots.size() > 0)
       multiply_panel(kernel_, {keys.at(slots.begin, 0), 1, keys.row_step}, dim_,
-                     ds + slots.begin * ds_row, ds_row, slots.size(), room.dq + row * dim_, lanes_,
-                     lanes_, true);
+                     ds + slots.begin * ds_row, ds_row, slots.size(), room.dq + row * dim_,
+                     panels_.lanes, panels_.lanes, true);
   }
   void add_to_keys(Range slots, Range rows, const Room& room, T* dk, T* dv, index_t step) const {
     const index_t from = slots.begin * score_row_ + rows.begin, to = slots.begin * step;
@@ -279,9 +272,9 @@ class AttentionGradients {
   }
 
   void end(const QueryTile& tile, const Room& room) const {
-    for (index_t p = 0; p < panels(tile); ++p) {
-      const Range rows = panel_rows(tile, p);
-      transpose(room.dq + rows.begin * dim_, lanes_, lanes_, dim_, room.rows, dim_);
+    for (index_t p = 0; p < panels_.count(tile); ++p) {
+      const Range rows = panels_.rows(tile, p);
+      transpose(room.dq + rows.begin * dim_, panels_.lanes, panels_.lanes, dim_, room.rows, dim_);
       tile.for_rows(rows, of_.dq.shape[1], [&](index_t i, index_t at) {
         const T* const from = room.rows + (i - rows.begin) * dim_;
         T* const to = of_.dq.data + at * dim_;
@@ -294,7 +287,8 @@ class AttentionGradients {
   CpuPath path_;
   AttentionTensors<T> of_;
   double scale_;
-  index_t lanes_, dim_, width_, rows_;
+  TilePanels panels_;
+  index_t dim_, width_, rows_;
   OwnSlots own_;
   index_t score_row_, slots_, room_size_;
   mutable CpuBuffer<T> room_;

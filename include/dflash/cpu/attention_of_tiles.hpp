@@ -24,14 +24,14 @@ class AttentionOfTiles {
         kv_(kv),
         scale_(T(scale / natural_log_of_two)),
         plan_(plan),
-        lanes_(panel_lanes(kernel_)),
-        own_(plan, lanes_, Factors::pitch) {
-    const index_t dim = q.shape[2], rows = (plan.rows() + lanes_ - 1) / lanes_ * lanes_,
+        panels_{panel_lanes(kernel_)},
+        own_(plan, panels_.lanes, Factors::pitch) {
+    const index_t dim = q.shape[2], rows = panels_.whole(plan.rows()),
                   slots = std::max(key_chunk, own_.tile);
-    sums_size_ = rows * (dim + 4) + lanes_ * (dim + key_chunk + own_.panel);
+    sums_size_ = rows * (dim + 4) + panels_.lanes * (dim + key_chunk + own_.panel);
     factors_size_ = rows * Factors::depth(dim) +
                     slots * (Factors::key_step(dim) + Factors::value_step(dim)) +
-                    lanes_ * std::max(key_chunk, own_.panel);
+                    panels_.lanes * std::max(key_chunk, own_.panel);
     sums_ = backend.template allocate<T>(sums_size_ * backend.threads());
     factors_ = backend.template allocate<Element>(factors_size_ * backend.threads());
   }
@@ -44,11 +44,12 @@ class AttentionOfTiles {
       const QueryTile tile = plan_.tile(plan_.tiles() - 1 - task / plan_.kv_heads(), g, thread);
       const Room room = this->room(thread);
       begin(tile, room);
-      add_context(tile, g, room);
+      const auto add_one = [&](const KeyChunk& chunk) { add_chunk(tile, g, chunk, room); };
+      for_each_context_chunk(tile, add_one);
       if (own_.small)
         add_small_blocks(tile, g, room);
       else
-        add_large_blocks(tile, g, room);
+        for_each_own_chunk(tile, add_one);
       end(tile, room, y, lse);
     });
   }
@@ -67,7 +68,7 @@ class AttentionOfTiles {
     Element *keys, *values, *shares;
   };
   Room room(int thread) const {
-    const index_t dim = q_.shape[2], rows = (plan_.rows() + lanes_ - 1) / lanes_ * lanes_,
+    const index_t dim = q_.shape[2], rows = panels_.whole(plan_.rows()),
                   slots = std::max(key_chunk, own_.tile);
     T* const sums = sums_.data() + thread * sums_size_;
     Element* const factors = factors_.data() + thread * factors_size_;
@@ -75,47 +76,28 @@ class AttentionOfTiles {
     r.run = {sums, sums + rows, sums + 2 * rows, sums + 3 * rows};
     r.y = sums + 4 * rows;
     r.rows = r.y + rows * dim;
-    r.score = r.rows + lanes_ * dim;
-    r.wide = r.score + lanes_ * key_chunk;
+    r.score = r.rows + panels_.lanes * dim;
+    r.wide = r.score + panels_.lanes * key_chunk;
     r.queries = factors;
     r.keys = r.queries + rows * Factors::depth(dim);
     r.values = r.keys + slots * Factors::key_step(dim);
     r.shares = r.values + slots * Factors::value_step(dim);
     return r;
   }
-  index_t panels(const QueryTile& tile) const { return (tile.rows() + lanes_ - 1) / lanes_; }
-  Range panel_rows(const QueryTile& tile, index_t p) const {
-    return {p * lanes_, std::min((p + 1) * lanes_, tile.rows())};
-  }
-
   void begin(const QueryTile& tile, const Room& room) const {
     const index_t dim = q_.shape[2];
-    room.run.begin(panels(tile) * lanes_);
-    std::fill_n(room.y, panels(tile) * lanes_ * dim, T(0));
-    for (index_t p = 0; p < panels(tile); ++p) {
-      const Range rows = panel_rows(tile, p);
+    room.run.begin(panels_.count(tile) * panels_.lanes);
+    std::fill_n(room.y, panels_.count(tile) * panels_.lanes * dim, T(0));
+    for (index_t p = 0; p < panels_.count(tile); ++p) {
+      const Range rows = panels_.rows(tile, p);
       T* to = room.rows;
       tile.for_rows(rows, q_.shape[1], [&](index_t, index_t at) {
         for (index_t d = 0; d < dim; ++d) *to++ = q_.data[at * dim + d] * scale_;
       });
-      std::fill(to, room.rows + lanes_ * dim, T(0));
-      Factors::pack_queries(room.rows, lanes_, dim, room.keys,
+      std::fill(to, room.rows + panels_.lanes * dim, T(0));
+      Factors::pack_queries(room.rows, panels_.lanes, dim, room.keys,
                             room.queries + rows.begin * Factors::depth(dim));
     }
-  }
-
-  void add_context(const QueryTile& tile, index_t g, const Room& room) const {
-    const BlockMask& mask = *tile.mask;
-    for_each_chunk(tile, false, {0, tile.query_rows()},
-                   mask.stripe.local(mask.begin(tile.blocks.begin)),
-                   [&](const KeyChunk& chunk) { add_chunk(tile, g, chunk, room); });
-  }
-
-  void add_large_blocks(const QueryTile& tile, index_t g, const Room& room) const {
-    const index_t size = tile.mask->block_size;
-    for (index_t u = 0; u < tile.query_rows(); u += size)
-      for_each_chunk(tile, true, {u, u + size}, tile.own[u].begin,
-                     [&](const KeyChunk& chunk) { add_chunk(tile, g, chunk, room); });
   }
 
   void add_chunk(const QueryTile& tile, index_t g, const KeyChunk& chunk, const Room& room) const {
@@ -126,8 +108,8 @@ class AttentionOfTiles {
                                         chunk.slots, dim, room.keys);
     const auto values = Factors::value_columns(v.data + chunk.first * v.stride() + g * dim,
                                                v.stride(), chunk.slots, dim, room.values);
-    for (index_t p = chunk.rows.begin / lanes_; p * lanes_ < chunk.rows.end; ++p) {
-      const Range rows = panel_rows(tile, p);
+    for (index_t p = chunk.rows.begin / panels_.lanes; p * panels_.lanes < chunk.rows.end; ++p) {
+      const Range rows = panels_.rows(tile, p);
       const PanelView<T> view(rows, heads, tile.alike(),
                               [&](index_t u) { return chunk.seen(u, heads); });
       if (view.slots.size() <= 0) continue;
@@ -156,8 +138,8 @@ class AttentionOfTiles {
           Factors::value_columns(v.data + at * v.stride() + g * dim, v.stride(), {0, size}, dim,
                                  room.values + Factors::depth(slot) * Factors::value_step(dim));
     }
-    for (index_t p = 0; p < panels(tile); ++p) {
-      const Range rows = panel_rows(tile, p);
+    for (index_t p = 0; p < panels_.count(tile); ++p) {
+      const Range rows = panels_.rows(tile, p);
       const PanelBlocks<T> of(tile, with_keys, own_.pitch, rows);
       if (of.blocks.size() <= 0) continue;
       const PanelView<T> view(rows, tile.heads.size(), tile.alike(), [&](index_t u) {
@@ -169,9 +151,9 @@ class AttentionOfTiles {
       multiply_keys(some_keys, {0, of.slots()}, rows.begin, room, room.wide);
       Factors::on_vectors(
           path_, [&](auto bytes) __attribute__((always_inline)) {
-            gather_blocks<bytes>(of, size, room.wide, room.score, lanes_);
+            gather_blocks<bytes>(of, size, room.wide, room.score, panels_.lanes);
             weigh<bytes>(view, rows.begin, room, room.score);
-            spread_blocks<bytes>(of, view.slots, room.score, lanes_, room.wide);
+            spread_blocks<bytes>(of, view.slots, room.score, panels_.lanes, room.wide);
           });
       add_values(some_values, {0, of.slots()}, rows.begin, room, room.wide);
     }
@@ -181,30 +163,30 @@ class AttentionOfTiles {
                      T* score) const {
     const index_t depth = Factors::depth(q_.shape[2]);
     multiply_panel(kernel_, {keys.at(slots.begin, 0), keys.row_step, keys.column_step},
-                   slots.size(), room.queries + row * depth, lanes_, depth,
-                   score + slots.begin * lanes_, lanes_, lanes_, false);
+                   slots.size(), room.queries + row * depth, panels_.lanes, depth,
+                   score + slots.begin * panels_.lanes, panels_.lanes, panels_.lanes, false);
   }
   template <int Bytes>
   [[gnu::always_inline]] void weigh(const PanelView<T>& view, index_t row, const Room& room,
                                     T* score) const {
     const index_t dim = q_.shape[2];
-    hide_in_panel<Bytes>(view, score, lanes_);
+    hide_in_panel<Bytes>(view, score, panels_.lanes);
     softmax_of_panel<Bytes>(view.slots, score, room.run.from(row), room.y + row * dim, dim);
   }
   void add_values(const Strided<Element>& values, Range slots, index_t row, const Room& room,
                   const T* score) const {
     const index_t dim = q_.shape[2], first = Factors::first(slots.begin);
-    const Element* const shares = Factors::pack_shares(score, lanes_, slots, room.shares);
+    const Element* const shares = Factors::pack_shares(score, panels_.lanes, slots, room.shares);
     multiply_panel(kernel_, {values.at(0, first), values.row_step, values.column_step}, dim,
-                   shares + first * lanes_, lanes_, Factors::depth(slots.end) - first,
-                   room.y + row * dim, lanes_, lanes_, true);
+                   shares + first * panels_.lanes, panels_.lanes, Factors::depth(slots.end) - first,
+                   room.y + row * dim, panels_.lanes, panels_.lanes, true);
   }
 
   void end(const QueryTile& tile, const Room& room, View<T, 3> y, View<T, 2> lse) const {
     const index_t dim = y.shape[2];
-    for (index_t p = 0; p < panels(tile); ++p) {
-      const Range rows = panel_rows(tile, p);
-      transpose(room.y + rows.begin * dim, lanes_, lanes_, dim, room.rows, dim);
+    for (index_t p = 0; p < panels_.count(tile); ++p) {
+      const Range rows = panels_.rows(tile, p);
+      transpose(room.y + rows.begin * dim, panels_.lanes, panels_.lanes, dim, room.rows, dim);
       tile.for_rows(rows, y.shape[1], [&](index_t i, index_t at) {
         const T* const from = room.rows + (i - rows.begin) * dim;
         const T share = room.run.share(i);
@@ -220,7 +202,7 @@ class AttentionOfTiles {
   KeyValue<const T> kv_;
   T scale_;
   AttentionPlan& plan_;
-  index_t lanes_;
+  TilePanels panels_;
   OwnSlots own_;
   index_t sums_size_, factors_size_;
   mutable CpuBuffer<T> sums_;

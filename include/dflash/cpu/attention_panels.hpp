@@ -32,6 +32,18 @@ index_t panel_lanes(const GemmKernel<T, A, B>& kernel) {
   return kernel.path >= CpuPath::avx512 ? kernel.lanes : kernel.panel_columns();
 }
 
+/// The rows of a tile in panels.
+struct TilePanels {
+  index_t lanes;
+
+  index_t count(const QueryTile& tile) const { return whole(tile.rows()) / lanes; }
+  Range rows(const QueryTile& tile, index_t p) const {
+    return {p * lanes, std::min((p + 1) * lanes, tile.rows())};
+  }
+  /// `rows` filled up to whole panels.
+  index_t whole(index_t rows) const { return (rows + lanes - 1) / lanes * lanes; }
+};
+
 /// What the rows of a panel see of a chunk of keys.
 template <class T>
 struct PanelView {

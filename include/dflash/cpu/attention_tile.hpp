@@ -92,14 +92,27 @@ void for_each_chunk(const QueryTile& tile, bool own, Range some, index_t begin, 
   }
 }
 
-/// f(chunk) for all keys that the tile sees: the context first, then each block's own.
+/// f(chunk) for the context that the tile sees.
 template <class F>
-void for_each_chunk(const QueryTile& tile, F&& f) {
+void for_each_context_chunk(const QueryTile& tile, F&& f) {
   const BlockMask& mask = *tile.mask;
   for_each_chunk(tile, false, {0, tile.query_rows()},
                  mask.stripe.local(mask.begin(tile.blocks.begin)), f);
-  for (index_t u = 0; u < tile.query_rows(); u += mask.block_size)
-    for_each_chunk(tile, true, {u, u + mask.block_size}, tile.own[u].begin, f);
+}
+
+/// f(chunk) for each block's own keys.
+template <class F>
+void for_each_own_chunk(const QueryTile& tile, F&& f) {
+  const index_t size = tile.mask->block_size;
+  for (index_t u = 0; u < tile.query_rows(); u += size)
+    for_each_chunk(tile, true, {u, u + size}, tile.own[u].begin, f);
+}
+
+/// f(chunk) for all keys that the tile sees: the context first, then each block's own.
+template <class F>
+void for_each_chunk(const QueryTile& tile, F&& f) {
+  for_each_context_chunk(tile, f);
+  for_each_own_chunk(tile, f);
 }
 
 template <class T>

@@ -89,10 +89,9 @@ inline constexpr index_t gemm_slice = 4 * gemm_chain;
 /// f(slice) for the pieces of k, of nearly equal length, that are summed one by one, at least one.
 template <class F>
 void for_slices(index_t k, F&& f) {
-  const index_t slices = (k + gemm_slice - 1) / gemm_slice,
-                chains = (k + gemm_chain - 1) / gemm_chain,
-                each = (chains + std::max<index_t>(slices, 1) - 1) / std::max<index_t>(slices, 1) *
-                       gemm_chain;
+  const index_t chains = (k + gemm_chain - 1) / gemm_chain,
+                slices = std::max<index_t>((k + gemm_slice - 1) / gemm_slice, 1),
+                each = (chains + slices - 1) / slices * gemm_chain;
   Range ks{0, std::min(k, each)};
   do {
     f(ks);
@@ -132,10 +131,11 @@ class PieceProduct {
     index_t j = 0;
     if constexpr (std::is_same_v<T, B>)
       if (j = packs_ ? 0 : columns / panel * panel; j > 0)
-        each_row_block(a, c.shape[0], copy, [&](RowBlock<A> from, Range r) {
-          multiply(kernel_, from, r.size(), Panels<B>{b.data, 0, j, b.row_step}, {0, depth_},
-                   c.data + r.begin * c_row, c_row, add);
-        });
+        each_row_block(kernel_, copies_, depth_, a, c.shape[0], copy,
+                       [&](RowBlock<A> from, Range r) {
+                         multiply(kernel_, from, r.size(), Panels<B>{b.data, 0, j, b.row_step},
+                                  {0, depth_}, c.data + r.begin * c_row, c_row, add);
+                       });
     for (; j < columns; j += block()) {
       const View<T, 2> some{c.data + j, {c.shape[0], std::min(columns - j, block())}};
       multiply_packed(a, {b.at(0, j), b.row_step, b.column_step}, some, c_row, add, copy, packed);
@@ -147,16 +147,6 @@ class PieceProduct {
     return whole_panels(kernel_, kernel_.stored_depth(k_), column_block_size);
   }
 
-  /// f(rows, which)
-  template <class F>
-  void each_row_block(Strided<T> a, index_t rows, A* copy, F&& f) const {
-    const index_t blocks = row_blocks(kernel_, rows, depth_);
-    for (index_t i = 0; i < blocks; ++i) {
-      const Range r = tile_rows(rows, blocks, i);
-      f(copies_.make({a.at(r.begin, 0), a.row_step, a.column_step}, r.size(), copy), r);
-    }
-  }
-
   /// The first block of rows packs b group by group: each is multiplied while it is in the cache,
   /// and meanwhile the next one's columns come there.
   void multiply_packed(Strided<T> a, Strided<T> b, View<T, 2> c, index_t c_row, bool add, A* copy,
@@ -164,7 +154,7 @@ class PieceProduct {
     const index_t columns = c.shape[1], stored = kernel_.stored_depth(k_),
                   each = whole_panels(kernel_, depth_, panel_group_size);
     const Panels<B> panels{packed, stored, columns};
-    each_row_block(a, c.shape[0], copy, [&](RowBlock<A> from, Range r) {
+    each_row_block(kernel_, copies_, depth_, a, c.shape[0], copy, [&](RowBlock<A> from, Range r) {
       T* const to = c.data + r.begin * c_row;
       if (r.begin > 0)
         return multiply(kernel_, from, r.size(), panels, {0, depth_}, to, c_row, add);

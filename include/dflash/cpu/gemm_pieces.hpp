@@ -26,6 +26,18 @@ index_t row_block(const GemmKernel<T, A, B>& kernel, index_t rows, index_t depth
   return (rows + blocks - 1) / blocks;
 }
 
+/// f(rows in the form that tiles read, which) for the blocks of `rows` rows of a; `copy` has room
+/// for one.
+template <class T, class A, class B, class F>
+void each_row_block(const GemmKernel<T, A, B>& kernel, const RowCopies<T, A, B>& copies,
+                    index_t depth, Strided<T> a, index_t rows, A* copy, F&& f) {
+  const index_t blocks = row_blocks(kernel, rows, depth);
+  for (index_t i = 0; i < blocks; ++i) {
+    const Range r = tile_rows(rows, blocks, i);
+    f(copies.make({a.at(r.begin, 0), a.row_step, a.column_step}, r.size(), copy), r);
+  }
+}
+
 /// How c is cut into pieces that threads compute: parts of whole tiles of rows times parts of whole
 /// panels of columns.
 class GemmPieces {

@@ -55,26 +55,25 @@ void multiply_frozen(CpuBackend<T>& backend, const GemmKernel<T, A, B>& kernel, 
     const index_t work = std::max<index_t>(rows, 8) * columns * ks.size();
     backend.parallel_for(pieces.size(), work, [&](index_t i, int thread) {
       const Range piece = pieces.columns_of(i), part = pieces.rows_of(i);
-      const index_t blocks = row_blocks(kernel, part.size(), depth);
-      for (index_t n = 0; n < blocks; ++n) {
-        const Range few = tile_rows(part.size(), blocks, n),
-                    block{part.begin + few.begin, part.begin + few.end};
-        const RowBlock<A> from =
-            copies.make({a.at(block.begin, 0), k, 1}, block.size(), memory.data() + thread * copy);
-        index_t start = 0;
-        for (const auto& product : products) {
-          const index_t width = product.w->rows;
-          const Range some{std::max<index_t>(piece.begin - start, 0),
-                           std::min(piece.end - start, width)};
-          start += kernel.panels(width) * panel;
-          if (some.begin >= some.end) continue;
-          const Panels<B> panels{panels_of(*product.w), kernel.stored_depth(k), width};
-          multiply(kernel, from, block.size(), panels.part(some.begin, some.size()),
-                   Range{first, first + depth}, product.y.data + block.begin * width + some.begin,
-                   width, ks.begin > 0);
-          if (ks.end == k) finish_columns(product, block, some);
-        }
-      }
+      A* const room = memory.data() + thread * copy;
+      const Strided<T> some_rows{a.at(part.begin, 0), k, 1};
+      each_row_block(
+          kernel, copies, depth, some_rows, part.size(), room, [&](RowBlock<A> from, Range few) {
+            const Range block{part.begin + few.begin, part.begin + few.end};
+            index_t start = 0;
+            for (const auto& product : products) {
+              const index_t width = product.w->rows;
+              const Range some{std::max<index_t>(piece.begin - start, 0),
+                               std::min(piece.end - start, width)};
+              start += kernel.panels(width) * panel;
+              if (some.begin >= some.end) continue;
+              const Panels<B> panels{panels_of(*product.w), kernel.stored_depth(k), width};
+              multiply(kernel, from, block.size(), panels.part(some.begin, some.size()),
+                       Range{first, first + depth},
+                       product.y.data + block.begin * width + some.begin, width, ks.begin > 0);
+              if (ks.end == k) finish_columns(product, block, some);
+            }
+          });
     });
   });
 }
