@@ -76,11 +76,11 @@ template <int Bytes, class T>
   }
 }
 
-/// c = a b or c += a b for some rows and some vectors of columns, each sum one chain.
+/// c = a b for some rows and some vectors of columns, each sum one chain.
 template <class Step, int Rows, int Vectors>
 [[gnu::always_inline]] inline void few_products(const typename Step::A* a, index_t a_row, index_t n,
                                                 const typename Step::B* b, index_t b_step,
-                                                typename Step::Scalar* c, index_t c_row, bool add) {
+                                                typename Step::Scalar* c, index_t c_row) {
   using V = typename Step::V;
   using Memory = typename V::Memory;
   typename V::Register sum[Rows][Vectors] = {};
@@ -96,10 +96,7 @@ template <class Step, int Rows, int Vectors>
 #pragma GCC unroll 4
   for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 4
-    for (int v = 0; v < Vectors; ++v) {
-      Memory* const to = (Memory*)(c + r * c_row + v * V::lanes);
-      *to = add ? sum[r][v] + *to : sum[r][v];
-    }
+    for (int v = 0; v < Vectors; ++v) *(Memory*)(c + r * c_row + v * V::lanes) = sum[r][v];
 }
 
 /// The same for any columns, if n is at most key_chunk where they are not whole vectors.
@@ -107,13 +104,13 @@ template <class Step, int Rows>
 [[gnu::always_inline]] inline void few_products(const typename Step::A* a, index_t a_row, index_t n,
                                                 const typename Step::B* b, index_t b_step,
                                                 index_t columns, typename Step::Scalar* c,
-                                                index_t c_row, bool add) {
+                                                index_t c_row) {
   constexpr index_t lanes = Step::V::lanes;
   index_t j = 0;
   for (; j + 4 * lanes <= columns; j += 4 * lanes)
-    few_products<Step, Rows, 4>(a, a_row, n, b + j, b_step, c + j, c_row, add);
+    few_products<Step, Rows, 4>(a, a_row, n, b + j, b_step, c + j, c_row);
   for (; j + lanes <= columns; j += lanes)
-    few_products<Step, Rows, 1>(a, a_row, n, b + j, b_step, c + j, c_row, add);
+    few_products<Step, Rows, 1>(a, a_row, n, b + j, b_step, c + j, c_row);
   if (j == columns) return;
   // A copy fills the last vector up: compilers take scalar sums apart into products and additions.
   typename Step::B part[key_chunk * lanes];
@@ -121,12 +118,9 @@ template <class Step, int Rows>
   for (index_t i = 0; i < n; ++i)
     for (index_t l = 0; l < lanes; ++l)
       part[i * lanes + l] = j + l < columns ? b[i * b_step + j + l] : typename Step::B(0);
-  few_products<Step, Rows, 1>(a, a_row, n, part, lanes, last, lanes, false);
+  few_products<Step, Rows, 1>(a, a_row, n, part, lanes, last, lanes);
   for (index_t r = 0; r < Rows; ++r)
-    for (index_t l = 0; j + l < columns; ++l) {
-      auto& to = c[r * c_row + j + l];
-      to = add ? last[r * lanes + l] + to : last[r * lanes + l];
-    }
+    for (index_t l = 0; j + l < columns; ++l) c[r * c_row + j + l] = last[r * lanes + l];
 }
 
 /// The same for any rows.                                   a (rows, n)  b (n, columns)
@@ -134,15 +128,15 @@ template <class Step>
 [[gnu::always_inline]] inline void few_products(const typename Step::A* a, index_t a_row,
                                                 index_t rows, index_t n, const typename Step::B* b,
                                                 index_t b_step, index_t columns,
-                                                typename Step::Scalar* c, index_t c_row, bool add) {
+                                                typename Step::Scalar* c, index_t c_row) {
   index_t i = 0;
   // Sixteen registers hold no more sums.
   for (; sizeof(typename Step::V::Register) == 64 && i + 3 <= rows; i += 3)
-    few_products<Step, 3>(a + i * a_row, a_row, n, b, b_step, columns, c + i * c_row, c_row, add);
+    few_products<Step, 3>(a + i * a_row, a_row, n, b, b_step, columns, c + i * c_row, c_row);
   for (; i + 2 <= rows; i += 2)
-    few_products<Step, 2>(a + i * a_row, a_row, n, b, b_step, columns, c + i * c_row, c_row, add);
+    few_products<Step, 2>(a + i * a_row, a_row, n, b, b_step, columns, c + i * c_row, c_row);
   if (i < rows)
-    few_products<Step, 1>(a + i * a_row, a_row, n, b, b_step, columns, c + i * c_row, c_row, add);
+    few_products<Step, 1>(a + i * a_row, a_row, n, b, b_step, columns, c + i * c_row, c_row);
 }
 
 /// f(the path's width of vectors), compiled for them if f is always_inline.

@@ -28,7 +28,7 @@ class AttentionOfTiles {
         own_(plan, panels_.lanes, Factors::pitch) {
     const index_t dim = q.shape[2], rows = panels_.whole(plan.rows()),
                   slots = std::max(key_chunk, own_.tile);
-    sums_size_ = rows * (dim + 4) + panels_.lanes * (dim + key_chunk + own_.panel);
+    sums_size_ = rows * (dim + 2) + panels_.lanes * (dim + key_chunk + own_.panel);
     factors_size_ = rows * Factors::depth(dim) +
                     slots * (Factors::key_step(dim) + Factors::value_step(dim)) +
                     panels_.lanes * std::max(key_chunk, own_.panel);
@@ -73,8 +73,8 @@ class AttentionOfTiles {
     T* const sums = sums_.data() + thread * sums_size_;
     Element* const factors = factors_.data() + thread * factors_size_;
     Room r;
-    r.run = {sums, sums + rows, sums + 2 * rows, sums + 3 * rows};
-    r.y = sums + 4 * rows;
+    r.run = {sums, sums + rows};
+    r.y = sums + 2 * rows;
     r.rows = r.y + rows * dim;
     r.score = r.rows + panels_.lanes * dim;
     r.wide = r.score + panels_.lanes * key_chunk;

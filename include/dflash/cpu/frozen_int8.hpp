@@ -12,7 +12,11 @@ namespace dflash {
 
 namespace detail {
 
-/// a in floats, b in quads of bytes, whose scales come later.
+/// What a byte is worth less than as the highest of a whole number, where it needs no shift back:
+/// a power of two, so that sums have the same digits.
+inline constexpr float int8_unit = 0x1p-24f;
+
+/// a in floats, b in quads of bytes, whose scales and unit come later.
 template <int Bytes>
 struct QuadStep {
   static constexpr bool long_steps = true;
@@ -25,11 +29,12 @@ struct QuadStep {
   };
   [[gnu::always_inline]] static void load(const B* panel, Factor& b) {
     using Numbers = Vector<std::int32_t, Bytes>;
+    constexpr std::int32_t highest = -(1 << 24);
     const auto bits = *(const typename Numbers::Memory*)panel;
-    b.part[0] = __builtin_convertvector(bits << 24 >> 24, typename V::Register);
-    b.part[1] = __builtin_convertvector(bits << 16 >> 24, typename V::Register);
-    b.part[2] = __builtin_convertvector(bits << 8 >> 24, typename V::Register);
-    b.part[3] = __builtin_convertvector(bits >> 24, typename V::Register);
+    b.part[0] = __builtin_convertvector(bits << 24, typename V::Register);
+    b.part[1] = __builtin_convertvector(bits << 16 & highest, typename V::Register);
+    b.part[2] = __builtin_convertvector(bits << 8 & highest, typename V::Register);
+    b.part[3] = __builtin_convertvector(bits & highest, typename V::Register);
   }
   [[gnu::always_inline]] static void multiply(const A* a, const Factor& b,
                                               typename V::Register& sum) {
@@ -86,7 +91,8 @@ typename CpuBackend<T>::FrozenMatrix freeze_int8(CpuBackend<T>& backend, In<T, 2
     std::fill_n(to, width * depth, detail::int8_quad(0));
     for (index_t n = some.begin; n < some.end; ++n) {
       const float* const row = w.data + n * k;
-      const float scale = frozen.scales.data()[n] = detail::int8_scale(row, k);
+      const float scale = detail::int8_scale(row, k);
+      frozen.scales.data()[n] = scale * detail::int8_unit;
       for (index_t at = 0; at < depth; ++at)
         to[at * width + n - some.begin] = detail::int8_quad_of(row, k, at, scale);
     }

@@ -10,6 +10,7 @@
 #include "dflash/cpu/backend.hpp"
 #include "dflash/cpu/frozen_int8.hpp"
 #include "dflash/cpu/gemm.hpp"
+#include "dflash/cpu/vector_math.hpp"
 
 namespace dflash {
 
@@ -20,18 +21,21 @@ using CpuProduct = FrozenProduct<typename CpuBackend<T>::FrozenMatrix, T>;
 
 /// What is left to do with finished columns of a product: w's scales, if it has any, and the bias.
 template <class T>
-void finish_columns(const CpuProduct<T>& product, Range rows, Range columns) {
-  const auto each = [&](auto&& f) {
-    for (index_t n = rows.begin; n < rows.end; ++n) {
-      T* const y = product.y.data + n * product.y.shape[1];
-      for (index_t c = columns.begin; c < columns.end; ++c) f(y[c], c);
-    }
-  };
-  // One after the other: a product and a sum at once would round once.
-  if (const float* const scales = product.w->scales.data(); product.w->scales.size() > 0)
-    each([=](T& y, index_t c) { y *= T(scales[c]); });
-  if (const T* const bias = product.bias.data; product.bias.size() > 0)
-    each([=](T& y, index_t c) { y += bias[c]; });
+void finish_columns(CpuPath path, const CpuProduct<T>& product, Range rows, Range columns) {
+  const float* const scales = product.w->scales.size() > 0 ? product.w->scales.data() : nullptr;
+  const T* const bias = product.bias.size() > 0 ? product.bias.data : nullptr;
+  if (scales == nullptr && bias == nullptr) return;
+  const View<T, 2> all = product.y;
+  on_path(
+      path, [=]() __attribute__((always_inline)) {
+        for (index_t n = rows.begin; n < rows.end; ++n) {
+          T* const y = all.data + n * all.shape[1];
+          // One after the other: a product and a sum at once would round once.
+          for (index_t c = columns.begin; scales != nullptr && c < columns.end; ++c)
+            y[c] *= T(scales[c]);
+          for (index_t c = columns.begin; bias != nullptr && c < columns.end; ++c) y[c] += bias[c];
+        }
+      });
 }
 
 /// The products in one loop, cut into pieces as if the matrices lay side by side: what threads wait
@@ -71,7 +75,7 @@ void multiply_frozen(CpuBackend<T>& backend, const GemmKernel<T, A, B>& kernel, 
               multiply(kernel, from, block.size(), panels.part(some.begin, some.size()),
                        Range{first, first + depth},
                        product.y.data + block.begin * width + some.begin, width, ks.begin > 0);
-              if (ks.end == k) finish_columns(product, block, some);
+              if (ks.end == k) finish_columns(kernel.path, product, block, some);
             }
           });
     });
