@@ -17,8 +17,12 @@ namespace {
 
 /// The ends of the problem's target as a model folder, in bfloat16.
 void write_target(const TrainingProblem& problem, const std::filesystem::path& folder) {
-  const auto narrow = [](In<float, 2> m) {
-    return std::vector<bfloat16>(m.data, m.data + m.size());
+  const auto narrow = [](const FrozenRows<float>& m) {
+    std::vector<bfloat16> values;
+    m.visit([&](const auto& view) {
+      for (index_t i = 0; i < view.size(); ++i) values.emplace_back(float(view.data[i]));
+    });
+    return values;
   };
   const auto embedding = narrow(problem.embedding()), head = narrow(problem.head());
   const std::vector<index_t> shape{problem.embedding().shape[0], problem.embedding().shape[1]};

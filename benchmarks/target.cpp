@@ -60,13 +60,16 @@ struct Options {
   }
 };
 
-/// Multiplications and additions of a prefill: all layers, and the head of the last row.
+/// Multiplications and additions of a prefill: all layers, but of the last one keys and values
+/// alone for rows before the last, and the head of the last row.
 double prefill_operations(const TargetConfig& config, index_t n) {
   const double head = double(config.vocabulary) * double(config.hidden),
                layers = double(TargetCut(config, Share{}).weights(config)) -
                         (config.tied_head ? 1 : 2) * head,
+               keys = 2 * double(config.kv_heads * config.head_dim) * double(config.hidden),
+               last = layers / double(config.layers) - keys,
                attended = double(n) * double(n + 1) / 2 * double(config.heads * config.head_dim);
-  return 2 * (layers * double(n) + head) + 4 * attended * double(config.layers);
+  return 2 * ((layers - last) * double(n) + last + head) + 4 * attended * double(config.layers - 1);
 }
 
 /// Bytes of weights that a decoded token needs: all but the embedding's, where the head has its

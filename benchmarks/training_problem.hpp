@@ -50,19 +50,48 @@ inline TrainingShape shape_named(const std::string& name) {
 }
 
 /// Evenly distributed numbers of the given root mean square.
-inline void randomize(B& backend, dflash::View<float, 1> x, double size, std::uint64_t key) {
+template <class T>
+void randomize(B& backend, dflash::View<T, 1> x, double size, std::uint64_t key) {
   const dflash::Random random(key);
   const double range = size * std::sqrt(12.0);
   backend.for_parts(x.size(), 64, [&](dflash::Range part) {
     for (index_t i = part.begin; i < part.end; ++i)
-      x(i) = float((random.uniform(std::uint64_t(i)) - 0.5) * range);
+      x(i) = T(float((random.uniform(std::uint64_t(i)) - 0.5) * range));
   });
 }
+
+/// A matrix of a target: in bfloat16 for products in bf16, as such a target's files have it.
+class TargetMatrix {
+ public:
+  TargetMatrix() = default;
+  TargetMatrix(B& backend, const index_t (&shape)[2], std::uint64_t key)
+      : narrow_(backend.precision() == dflash::CpuPrecision::bf16) {
+    if (narrow_)
+      draw(backend, bfloat16s_ = {backend, shape}, key);
+    else
+      draw(backend, values_ = {backend, shape}, key);
+  }
+
+  dflash::FrozenRows<float> rows() const {
+    if (narrow_) return bfloat16s_.view();
+    return values_.view();
+  }
+
+ private:
+  template <class T>
+  static void draw(B& backend, dflash::Tensor<B, T, 2>& to, std::uint64_t key) {
+    randomize(backend, dflash::reshape<1>(to.view(), {to.size()}), 0.02, key);
+  }
+
+  bool narrow_ = false;
+  dflash::Tensor<B, float, 2> values_;
+  dflash::Tensor<B, dflash::bfloat16, 2> bfloat16s_;
+};
 
 /// All that a training step reads: made up, the same in every run, every token supervised.
 struct TrainingProblem {
   TrainingShape shape;
-  dflash::Tensor<B, float, 2> embedding_, head_;  // (V, H)
+  TargetMatrix embedding_, head_;  // (V, H)
   dflash::Parameters<B> weights;
   std::vector<dflash::MemorySample> samples;
   std::vector<dflash::Blocks> blocks;
@@ -70,12 +99,8 @@ struct TrainingProblem {
   TrainingProblem(B& backend, TrainingShape of)
       : shape(std::move(of)), weights(backend, shape.config) {
     const dflash::DraftConfig& c = shape.config;
-    embedding_ = {backend, {c.vocabulary, c.shape.hidden}};
-    randomize(backend, flat(embedding_), 0.02, 1);
-    if (!shape.tied) {
-      head_ = {backend, {c.vocabulary, c.shape.hidden}};
-      randomize(backend, flat(head_), 0.02, 2);
-    }
+    embedding_ = TargetMatrix(backend, {c.vocabulary, c.shape.hidden}, 1);
+    if (!shape.tied) head_ = TargetMatrix(backend, {c.vocabulary, c.shape.hidden}, 2);
     for (std::size_t i = 0; i < weights.slots().size(); ++i) {
       const auto& slot = weights.slots()[i];
       const auto view = weights.flat().rows({slot.offset, slot.offset + slot.size});
@@ -87,10 +112,8 @@ struct TrainingProblem {
     for (index_t i = 0; i < shape.batch; ++i) add_sample(backend, std::uint64_t(i));
   }
 
-  dflash::View<const float, 2> embedding() const { return embedding_.view(); }
-  dflash::View<const float, 2> head() const {
-    return shape.tied ? embedding_.view() : head_.view();
-  }
+  dflash::FrozenRows<float> embedding() const { return embedding_.rows(); }
+  dflash::FrozenRows<float> head() const { return (shape.tied ? embedding_ : head_).rows(); }
 
   /// Everything in one file, for programs that are to compute the same.
   void write(const std::filesystem::path& path) const {
@@ -105,8 +128,10 @@ struct TrainingProblem {
       anchors.insert(anchors.end(), blocks[i].anchors.begin(), blocks[i].anchors.end());
       samples[i].features->read({0, tokens}, &features[i * std::size_t(tokens * width)]);
     }
-    const auto matrix = [](const char* name, dflash::View<const float, 2> m) {
-      return dflash::TensorData{name, DType::f32, {m.shape[0], m.shape[1]}, m.data};
+    const auto matrix = [](const char* name, const dflash::FrozenRows<float>& m) {
+      const DType dtype = m.narrow() ? DType::bf16 : DType::f32;
+      const void* const data = m.visit([](const auto& view) -> const void* { return view.data; });
+      return dflash::TensorData{name, dtype, {m.shape[0], m.shape[1]}, data};
     };
     std::vector<dflash::TensorData> tensors{
         matrix("embed.weight", embedding()),
@@ -120,10 +145,6 @@ struct TrainingProblem {
   }
 
  private:
-  static dflash::View<float, 1> flat(dflash::Tensor<B, float, 2>& t) {
-    return dflash::reshape<1>(t.view(), {t.size()});
-  }
-
   void add_sample(B& backend, std::uint64_t i) {
     const dflash::DraftConfig& c = shape.config;
     dflash::TokenizedSample text{"sample " + std::to_string(i), {}, {}};
@@ -134,7 +155,8 @@ struct TrainingProblem {
       text.loss_mask.push_back(1);
     }
     std::vector<float> features(std::size_t(shape.tokens * c.feature_width()));
-    randomize(backend, {features.data(), {index_t(features.size())}}, 1, 2000 + i);
+    randomize(backend, dflash::View<float, 1>{features.data(), {index_t(features.size())}}, 1,
+              2000 + i);
     samples.push_back({std::move(text), std::make_shared<dflash::MemoryFeatures>(
                                             std::move(features), c.feature_width())});
     blocks.push_back(sample_blocks(samples.back(), {.count = shape.anchors, .size = c.block_size},

@@ -148,6 +148,7 @@ int main(int argc, char** argv) {
         options.draft_config(options.layer_ids(target.layers), /*data_block_size=*/16);
     TrainingPlan plan = options.training_plan(config, launcher.ranks(), options.data.max_length, 0);
     plan.target = target;
+    if (options.storage.name == "wide") plan.bfloat16_target = false;
     if (options.plan) {
       if (launcher.first()) std::cout << plan.text();
       return 0;

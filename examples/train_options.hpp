@@ -224,7 +224,10 @@ struct TrainOptions {
             .chunk_rows = loss.rows_at_once<Device::Backend>(),
             .tensor_parallel = tensor_parallel,
             .tied_head = dflash::has_tied_head(target_file),
-            .float8_head = device.float8_head()};
+            .float8_head = device.float8_head(),
+            .bfloat16_target =
+                dflash::KeepsBfloat16Rows<Device::Backend> &&
+                dflash::is_bfloat16(dflash::WeightsFolder(target_model_path), keys.embedding)};
   }
 
   dflash::AdamWOptions adamw() const {

@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "cpu/precisions.hpp"
 #include "cpu/support.hpp"
 #include "dflash/cpu.hpp"
 
@@ -121,6 +122,28 @@ TEST_CASE_TEMPLATE("parts of the vocabulary join to the whole", T, float, double
     for (std::size_t i = 0; i < sum.size(); ++i) sum[i] += gradients[p][i];
   }
   CHECK(difference(sum, whole) < (std::is_same_v<T, float> ? 1e-5 : 1e-13));
+}
+
+TEST_CASE("a part in bfloat16 gives the bits of its values in float") {
+  Head<float> head(31, 12, 700);
+  const std::vector<bfloat16> stored(head.w.begin(), head.w.end());
+  head.w = as_factor(head.w, CpuPrecision::bf16);
+  const Range range{50, 650};
+  const auto labels = head.labels_from(range.begin);
+  const auto words = FrozenRows<float>(matrix(stored, head.words, head.width)).rows(range);
+  CpuBackend<float> backend;
+  std::vector<float> wide, narrow(head.x.size()), scale(at(head.rows), 0.25f);
+  const auto expected = head.run(backend, range, wide);
+  Parts<float> parts(expected.size());
+  linear_cross_entropy_part(backend, matrix(head.x, head.rows, head.width), words, flat(labels),
+                            flat(parts), matrix(narrow, head.rows, head.width));
+  CHECK(same_bits(narrow, wide));
+  for (std::size_t n = 0; n < parts.size(); ++n) CHECK(parts[n].sum == expected[n].sum);
+  linear_cross_entropy_merge(backend, head.words_of(range), flat(labels),
+                             flat(std::as_const(scale)), matrix(wide, head.rows, head.width));
+  linear_cross_entropy_merge(backend, words, flat(labels), flat(std::as_const(scale)),
+                             matrix(narrow, head.rows, head.width));
+  CHECK(same_bits(narrow, wide));
 }
 
 TEST_CASE("no words at all say nothing") {

@@ -33,8 +33,9 @@ struct Head {
     dx.assign(x.size(), T(5));
     correct.assign(at(rows), 7);
   }
-  void run(CpuBackend<T>& backend) {
-    linear_cross_entropy(backend, matrix(x, rows, width), matrix(w, words, width),
+  void run(CpuBackend<T>& backend) { run(backend, matrix(w, words, width)); }
+  void run(CpuBackend<T>& backend, const FrozenRows<T>& head) {
+    linear_cross_entropy(backend, matrix(x, rows, width), head,
                          View<const std::int32_t, 1>{label.data(), {rows}}, flat(nll),
                          flat(correct), matrix(dx, rows, width));
   }
@@ -81,6 +82,25 @@ TEST_CASE_TEMPLATE("cross entropy is the formula, for any size", T, float, doubl
       const double tolerance = std::is_same_v<T, double> ? 1e-14 : split ? 2e-5 : 2e-6;
       // Probabilities are factors as well; of each bfloat16 keeps 2^-9.
       head.check(tolerance, precision == CpuPrecision::bf16 ? 0.01 : 20 * tolerance, precision);
+    }
+}
+
+TEST_CASE("a head in bfloat16 gives the bits of its values in float") {
+  for (const auto& [path, precision] : ways<float>())
+    for (auto [rows, width, words] :
+         {std::array<index_t, 3>{5, 16, 50}, {7, 33, 1300}, {130, 8, 70}, {3, 1500, 600}}) {
+      CAPTURE(name_of(path));
+      CAPTURE(name_of(precision));
+      Head<float> wide(rows, width, words);
+      const std::vector<bfloat16> stored(wide.w.begin(), wide.w.end());
+      wide.w = as_factor(wide.w, CpuPrecision::bf16);
+      auto narrow = wide;
+      CpuBackend<float> one(1, path, precision), two(2, path, precision);
+      wide.run(one);
+      narrow.run(two, matrix(stored, words, width));
+      CHECK(same_bits(wide.dx, narrow.dx));
+      CHECK(same_bits(wide.nll, narrow.nll));
+      CHECK(wide.correct == narrow.correct);
     }
 }
 

@@ -134,6 +134,11 @@ TEST_CASE("rows are gathered and scattered, and ids checked") {
   for (index_t n = 0; n < 4; ++n)
     for (index_t c = 0; c < 3; ++c)
       CHECK(y[at(n * 3 + c)] == w[at(std::int64_t(ids[at(n)]) * 3 + c)]);
+  std::vector<bfloat16> narrow;
+  for (const float value : w) narrow.emplace_back(value);
+  std::vector<float> rounded(12);
+  gather_rows(backend, matrix(narrow, 10, 3), flat(ids), matrix(rounded, 4, 3));
+  for (std::size_t i = 0; i < y.size(); ++i) CHECK(rounded[i] == float(bfloat16(y[i])));
   scatter_rows(backend, matrix(y, 4, 3), flat(distinct), matrix(back, 10, 3));
   for (index_t n = 0; n < 4; ++n)
     CHECK(back[at(std::int64_t(distinct[at(n)]) * 3)] == y[at(n * 3)]);

@@ -22,9 +22,9 @@ using Narrow = CudaBackend<bfloat16>;
 using Floats = std::vector<float>;
 
 template <class To, class From>
-std::vector<To> as(const std::vector<From>& from) {
+std::vector<To> as(const From& from) {
   std::vector<To> to;
-  for (const From& v : from) to.push_back(To(v));
+  for (const auto& v : from) to.push_back(To(float(v)));
   return to;
 }
 
@@ -97,7 +97,9 @@ void run(const std::string& target_folder, const std::string& draft, const std::
   const DraftConfig config = DraftConfig::read(draft + "/config.json");
   const OfflineShardDataset dataset(store, {.model_type = "dflash"});
   const FrozenTarget target(cpu, target_folder);
-  const auto head_rows = as<bfloat16>(on_host(cpu, target.lm_head()));
+  const auto head_rows = target.lm_head().visit([](const auto& rows) {
+    return as<bfloat16>(std::span(rows.data, std::size_t(rows.size())));
+  });
   Tensor<Narrow, bfloat16, 2> head(cuda, {target.vocabulary(), target.hidden()});
   cuda.upload(head_rows.data(), head.view().data, head.size());
   const auto plain = In<bfloat16, 2>(head.view());

@@ -2,6 +2,8 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
+
 #include "dflash/cpu.hpp"
 #include "model/target_fixture.hpp"
 
@@ -12,7 +14,16 @@ using fixture::RandomTarget;
 using fixture::small_config;
 using Frozen = FrozenTarget<CpuBackend<float>>;
 
-std::vector<float> host(View<const float, 2> v) { return {v.data, v.data + v.size()}; }
+std::vector<float> host(const FrozenRows<float>& rows) {
+  std::vector<float> values(std::size_t(rows.size()));
+  rows.visit([&](const auto& v) {
+    std::transform(v.data, v.data + v.size(), values.begin(), [](auto x) { return float(x); });
+  });
+  return values;
+}
+const void* data(const FrozenRows<float>& rows) {
+  return rows.visit([](const auto& v) -> const void* { return v.data; });
+}
 
 TEST_CASE("embedding and head are read under their usual names") {
   const RandomTarget files(small_config("llama"));
@@ -30,7 +41,40 @@ TEST_CASE("a tied head is the embedding itself") {
   const RandomTarget files(config);
   CpuBackend<float> backend;
   const Frozen target(backend, files.folder);
-  CHECK(target.lm_head().data == target.embedding().data);
+  CHECK(data(target.lm_head()) == data(target.embedding()));
+}
+
+TEST_CASE("what is bfloat16 in the file stays so in memory, unless asked to be wide") {
+  RandomTarget files(small_config("llama"));
+  files.dtype = DType::bf16;
+  files.write();
+  CpuBackend<float> backend;
+  const Frozen target(backend, files.folder);
+  CHECK(target.embedding().narrow());
+  CHECK(target.lm_head().narrow());
+  const Frozen wide(backend, WeightsFolder(files.folder), /*tied=*/false, {}, {}, {},
+                    WeightStorage::wide);
+  CHECK_FALSE(wide.embedding().narrow());
+  CHECK(host(target.embedding()) == host(wide.embedding()));
+  CHECK(host(target.lm_head()) == host(wide.lm_head()));
+  CHECK(host(target.lm_head().rows({7, 20})) == host(wide.lm_head().rows({7, 20})));
+  CHECK_THROWS_AS(target.lm_head().wide(), Error);
+  CpuBackend<double> doubles;
+  CHECK(FrozenTarget(doubles, files.folder).embedding().wide()(3, 4) ==
+        double(wide.embedding().wide()(3, 4)));
+}
+
+TEST_CASE("ranks hold rows of a head in bfloat16") {
+  RandomTarget files(small_config("llama"));
+  files.dtype = DType::bf16;
+  files.write();
+  CpuBackend<float> backend;
+  const Frozen all(backend, files.folder),
+      part(backend, files.folder, {}, {.embedding = {3, 1}, .lm_head = {3, 2}});
+  const Range words = part.embedding_slice().range(), heads = part.lm_head_slice().range();
+  CHECK(part.embedding().narrow());
+  CHECK(host(part.embedding()) == host(all.embedding().rows(words)));
+  CHECK(host(part.lm_head()) == host(all.lm_head().rows(heads)));
 }
 
 TEST_CASE("any model will do that has the two tensors, under whatever names") {
@@ -55,7 +99,7 @@ TEST_CASE("any model will do that has the two tensors, under whatever names") {
 
   write_json(files.folder / "config.json", {{"text_config", {{"tie_word_embeddings", true}}}});
   const Frozen tied(backend, files.folder, {.embedding = "words.weight"});
-  CHECK(tied.lm_head().data == tied.embedding().data);
+  CHECK(data(tied.lm_head()) == data(tied.embedding()));
 }
 
 TEST_CASE("a head of another shape than the embedding is named with both shapes") {

@@ -33,10 +33,11 @@ inline nlohmann::json small_config(const std::string& type) {
           {"eos_token_id", 1}};
 }
 
-/// A model folder with random float32 weights for a config; goes with this object.
+/// A model folder with random weights for a config; goes with this object.
 class RandomTarget {
  public:
   std::filesystem::path folder;
+  dflash::DType dtype = dflash::DType::f32;  // or bf16: of the matrices, when written again
   dflash::TargetConfig config;
   std::map<std::string, std::vector<float>> weights;
 
@@ -77,8 +78,16 @@ class RandomTarget {
   /// Writes the weights again, after a test has changed or removed some.
   void write() const {
     std::vector<dflash::TensorData> tensors;
-    for (const auto& [name, values] : weights)
-      tensors.push_back({name, dflash::DType::f32, shapes.at(name), values.data()});
+    std::map<std::string, std::vector<dflash::bfloat16>> narrow;
+    for (const auto& [name, values] : weights) {
+      const auto& shape = shapes.at(name);
+      if (dtype == dflash::DType::bf16 && shape.size() == 2) {
+        for (const float value : values) narrow[name].emplace_back(value);
+        tensors.push_back({name, dtype, shape, narrow[name].data()});
+      } else {
+        tensors.push_back({name, dflash::DType::f32, shape, values.data()});
+      }
+    }
     dflash::write_safetensors(folder / "model.safetensors", tensors);
   }
 

@@ -136,12 +136,35 @@ TEST_CASE("a sample's rows have the same bits alone and in any pack") {
   CHECK(host(together.last_hidden) == last_hidden);
   CHECK(host(together.logits) == logits);
 
-  const auto last = target.prefill(pack, offsets, {.layers = {}, .logits = Logits::last});
-  REQUIRE(last.logits.view().shape[0] == 5);
-  for (index_t i = 0; i < 5; ++i)
+  // The last layer runs for the last rows alone, or, if its output is asked for, for all.
+  const TargetRequest requests[] = {{.layers = {}, .logits = Logits::last},
+                                    {.layers = {5}, .logits = Logits::last},
+                                    {.layers = {7}, .logits = Logits::last},
+                                    {.layers = {}, .last_hidden = true, .logits = Logits::last}};
+  for (const TargetRequest& some : requests) {
+    const auto last = target.prefill(pack, offsets, some);
+    REQUIRE(last.logits.view().shape[0] == 5);
+    for (index_t i = 0; i < 5; ++i)
+      for (index_t t = 0; t < 2048; ++t)
+        REQUIRE(last.logits.view()(i, t) ==
+                together.logits.view()(offsets[std::size_t(i) + 1] - 1, t));
+  }
+}
+
+TEST_CASE("a prompt whose last row alone is asked for leaves all of its keys in the cache") {
+  CpuBackend<float> backend;
+  const Target<float> target(backend, tiny);
+  const auto tokens = some_tokens(30, 2048);
+  const std::span all(tokens);
+  const auto whole = run_one(target, tokens, {.layers = {7}, .logits = Logits::all});
+  auto cache = target.cache();
+  for (const auto& [begin, count] : {std::pair{0, 20}, {20, 9}, {29, 1}}) {
+    const auto output = target.forward(all.subspan(std::size_t(begin), std::size_t(count)), cache,
+                                       {.layers = {}, .logits = Logits::last});
+    REQUIRE(output.logits.view().shape[0] == 1);
     for (index_t t = 0; t < 2048; ++t)
-      REQUIRE(last.logits.view()(i, t) ==
-              together.logits.view()(offsets[std::size_t(i) + 1] - 1, t));
+      REQUIRE(output.logits.view()(0, t) == whole.logits.view()(begin + count - 1, t));
+  }
 }
 
 TEST_CASE("cached decoding has the bits of prefill, however many tokens come at a time") {

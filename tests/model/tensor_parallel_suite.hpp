@@ -188,7 +188,10 @@ void check_target_on(B& backend, C& world, index_t degree, const std::filesystem
   CHECK(same_on_all(backend, group, actual.logits.view()));
   if (degree == 1) CHECK(host(actual.logits.view()) == host(expected.logits.view()));
 
+  const Traffic before_last = group.communicator().traffic();
   const auto last = many.prefill(tokens, offsets, {.layers = {}, .logits = Logits::last});
+  CHECK(group.communicator().traffic() - before_last ==
+        target_traffic(config, group.share(), 41, config.layers, 3, NumberBytes::of<B>()));
   REQUIRE(last.logits.view().shape[0] == 3);
   for (index_t i = 0; i < 3; ++i) {
     const index_t row = offsets[std::size_t(i) + 1] - 1;

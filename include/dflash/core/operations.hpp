@@ -5,6 +5,7 @@
 
 #include "dflash/core/attention_rule.hpp"
 #include "dflash/core/cross_entropy_part.hpp"
+#include "dflash/core/frozen_rows.hpp"
 #include "dflash/core/head_places.hpp"
 #include "dflash/core/tensor.hpp"
 
@@ -36,24 +37,24 @@ struct FrozenProduct {
 /// unless it says otherwise. Activations and weights are in the value type T; gradients of weights
 /// and whatever sums over many rows are in the accumulator type A.
 template <class B, class T = typename B::value_type, class A = typename B::accumulator_type>
-concept Operations = requires(B& b, In<T, 2> x, In<T, 2> w, Out<T, 2> y, In<T, 1> scale, A eps,
-                              View<A, 1> rstd, In<A, 1> saved_rstd, Out<A, 1> dscale, Out<A, 2> dw,
-                              Out<T, 3> heads, View<const index_t, 1> position,
-                              View<const double, 1> frequency, View<const std::int32_t, 1> ids,
-                              View<std::int32_t, 1> best, View<std::uint8_t, 1> correct, In<T, 3> q,
-                              KeyValue<const T> kv, KeyValue<T> dkv, AttentionRule rule,
-                              View<A, 2> lse, In<A, 2> saved_lse, Out<A, 1> flat, In<A, 1> flat_in,
-                              AdamWStep step, const typename B::FrozenMatrix& f,
-                              View<CrossEntropyPart<A>, 1> part, Result result,
-                              HeadPlaces<T> places) {
-  fill(b, y, T(0));              // y = value
-  add(b, x, y);                  // y += x
-  add_rows(b, scale, y);         // y(n) += x               x (C)  y (N, C)
-  scale_rows(b, saved_rstd, y);  // y(n) *= x(n)            x (N)  y (N, C)
-  sum_rows(b, x, dscale);        // y += sum over n of x(n) x (N, C)  y (C)
-  gather_rows(b, w, ids, y);     // y(n) = w(ids(n))        w (V, C)  ids, y (N)
-  scatter_rows(b, x, ids, y);    // y(ids(n)) = x(n), ids distinct
-  linear(b, x, w, y);            // y = x w^T               x (N, I)  w (O, I)  y (N, O)
+concept Operations = requires(B& b, In<T, 2> x, In<T, 2> w, FrozenRows<T> table, Out<T, 2> y,
+                              In<T, 1> scale, A eps, View<A, 1> rstd, In<A, 1> saved_rstd,
+                              Out<A, 1> dscale, Out<A, 2> dw, Out<T, 3> heads,
+                              View<const index_t, 1> position, View<const double, 1> frequency,
+                              View<const std::int32_t, 1> ids, View<std::int32_t, 1> best,
+                              View<std::uint8_t, 1> correct, In<T, 3> q, KeyValue<const T> kv,
+                              KeyValue<T> dkv, AttentionRule rule, View<A, 2> lse,
+                              In<A, 2> saved_lse, Out<A, 1> flat, In<A, 1> flat_in, AdamWStep step,
+                              const typename B::FrozenMatrix& f, View<CrossEntropyPart<A>, 1> part,
+                              Result result, HeadPlaces<T> places) {
+  fill(b, y, T(0));               // y = value
+  add(b, x, y);                   // y += x
+  add_rows(b, scale, y);          // y(n) += x               x (C)  y (N, C)
+  scale_rows(b, saved_rstd, y);   // y(n) *= x(n)            x (N)  y (N, C)
+  sum_rows(b, x, dscale);         // y += sum over n of x(n) x (N, C)  y (C)
+  gather_rows(b, table, ids, y);  // y(n) = w(ids(n))       w (V, C)  ids, y (N)
+  scatter_rows(b, x, ids, y);     // y(ids(n)) = x(n), ids distinct
+  linear(b, x, w, y);             // y = x w^T               x (N, I)  w (O, I)  y (N, O)
   linear_backward_input(b, x, w, y, result);    // dx += dy w      dy (N, O)  w (O, I)  dx (N, I)
   linear_backward_weight(b, x, x, dw, result);  // dw += dy^T x    dy (N, O)  x (N, I)  dw (O, I)
   { freeze(b, w) } -> std::same_as<typename B::FrozenMatrix>;  // w prepared once, for:
@@ -77,11 +78,11 @@ concept Operations = requires(B& b, In<T, 2> x, In<T, 2> w, Out<T, 2> y, In<T, 1
   merge_attention(b, q, saved_lse, index_t(0), heads, lse);  // one more part of the keys
   // The head's cross entropy without logits in memory: of each row nll = -log softmax(x
   // w^T)[label], whether the label is the largest logit, and d nll / dx.  x, dx (R, H)  w (V, H)
-  linear_cross_entropy(b, x, w, ids, rstd, correct, y);
+  linear_cross_entropy(b, x, table, ids, rstd, correct, y);
   // The same in parts of the vocabulary, dx not yet divided by the sum of exponentials; and, once
   // the parts are joined, dx(n) = scale(n) dx(n) - w(ids(n)), the latter if ids(n) is a row of w.
-  linear_cross_entropy_part(b, x, w, ids, part, y);
-  linear_cross_entropy_merge(b, w, ids, saved_rstd, y);
+  linear_cross_entropy_part(b, x, table, ids, part, y);
+  linear_cross_entropy_merge(b, table, ids, saved_rstd, y);
   argmax_rows(b, x, best);  // first largest of each row
   { sum_of_squares(b, flat_in) } -> std::same_as<double>;
   adamw(b, flat_in, step, flat, flat, flat);  // (gradient, step, weight, m, v)

@@ -21,6 +21,7 @@ class CpuBackend {
   using value_type = T;
   using accumulator_type = T;
   static constexpr bool host_memory = true;  // communicators of host memory may move it
+  static constexpr bool keeps_bfloat16_rows = true;
   template <class U>
   using Buffer = CpuBuffer<U>;
 

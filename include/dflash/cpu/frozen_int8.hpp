@@ -4,9 +4,11 @@
 #include <cmath>
 #include <cstdint>
 
+#include "dflash/core/frozen_rows.hpp"
 #include "dflash/core/tensor.hpp"
 #include "dflash/cpu/backend.hpp"
 #include "dflash/cpu/gemm.hpp"
+#include "dflash/cpu/widen.hpp"
 
 namespace dflash {
 
@@ -76,7 +78,7 @@ inline int8_quad int8_quad_of(const float* row, index_t k, index_t at, float sca
 /// a quarter of the memory of floats. Products with it take place in float, whatever the backend's
 /// precision. A copy: w may go.                                                      w (O, I)
 template <std::same_as<float> T>
-typename CpuBackend<T>::FrozenMatrix freeze_int8(CpuBackend<T>& backend, In<T, 2> w) {
+typename CpuBackend<T>::FrozenMatrix freeze_int8(CpuBackend<T>& backend, InRows<T> w) {
   const index_t rows = w.shape[0], k = w.shape[1];
   const auto kernel = detail::int8_kernel(backend.path());
   const index_t panel = kernel.panel_columns(), depth = kernel.depth(k);
@@ -84,13 +86,15 @@ typename CpuBackend<T>::FrozenMatrix freeze_int8(CpuBackend<T>& backend, In<T, 2
   frozen.rows = rows, frozen.columns = k, frozen.path = backend.path();
   frozen.quads = backend.template allocate_frozen<detail::int8_quad>(kernel.padded(rows) * depth);
   frozen.scales = backend.template allocate<float>(rows);
-  backend.parallel_for(kernel.panels(rows), rows * k, [&](index_t i, int) {
+  auto scratch = backend.template allocate<float>(backend.threads() * k);
+  backend.parallel_for(kernel.panels(rows), rows * k, [&](index_t i, int thread) {
     const Range some{i * panel, std::min(rows, (i + 1) * panel)};
     const index_t width = kernel.width(some.size());
     detail::int8_quad* const to = frozen.quads.data() + some.begin * depth;
     std::fill_n(to, width * depth, detail::int8_quad(0));
     for (index_t n = some.begin; n < some.end; ++n) {
-      const float* const row = w.data + n * k;
+      float* const row = scratch.data() + thread * k;
+      w.visit([&](const auto& all) { detail::widen(all.data + n * k, k, row); });
       const float scale = detail::int8_scale(row, k);
       frozen.scales.data()[n] = scale * detail::int8_unit;
       for (index_t at = 0; at < depth; ++at)

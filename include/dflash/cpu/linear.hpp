@@ -9,6 +9,7 @@
 #include "dflash/core/tensor.hpp"
 #include "dflash/cpu/backend.hpp"
 #include "dflash/cpu/gemm.hpp"
+#include "dflash/cpu/widen.hpp"
 
 namespace dflash {
 
@@ -103,8 +104,7 @@ template <std::same_as<float> T>
 typename CpuBackend<T>::FrozenMatrix freeze(CpuBackend<T>& backend, View<const bfloat16, 2> w) {
   const index_t rows = w.shape[0], k = w.shape[1];
   const auto widened = [&](Range some, T* to) {
-    const bfloat16* const from = w.data + some.begin * k;
-    for (index_t i = 0; i < some.size() * k; ++i) to[i] = float(from[i]);
+    detail::widen(w.data + some.begin * k, some.size() * k, to);
     return to;
   };
   using namespace detail;

@@ -7,12 +7,14 @@
 #include <functional>
 #include <limits>
 
+#include "dflash/core/frozen_rows.hpp"
 #include "dflash/core/tensor.hpp"
 #include "dflash/cpu/backend.hpp"
 #include "dflash/cpu/fetch.hpp"
 #include "dflash/cpu/gemm.hpp"
 #include "dflash/cpu/linear.hpp"
 #include "dflash/cpu/vector_math.hpp"
+#include "dflash/cpu/widen.hpp"
 
 namespace dflash {
 
@@ -91,7 +93,7 @@ struct CrossEntropyRows {
 template <class T, class A, class B>
 class LogitsPass {
  public:
-  LogitsPass(CpuBackend<T>& backend, const GemmKernel<T, A, B>& kernel, In<T, 2> x, In<T, 2> w,
+  LogitsPass(CpuBackend<T>& backend, const GemmKernel<T, A, B>& kernel, In<T, 2> x, FrozenRows<T> w,
              const RunningCrossEntropy<T>& run, Out<T, 2> dx)
       : backend_(backend),
         kernel_(kernel),
@@ -105,6 +107,7 @@ class LogitsPass {
         word_size_(kernel.padded(part_) * by_word_k_),
         dim_size_(kernel.padded(w.shape[1]) * kernel.stored_depth(part_)),
         packed_(backend.template allocate<B>(2 * (word_size_ + dim_size_))),
+        widened_(backend.template allocate<T>(w.narrow() ? part_ * w.shape[1] : 0)),
         logits_(backend.template allocate<T>(backend.threads() * height_ * step())),
         factor_size_(
             RowCopies<T, A, B>(kernel, {logits_.data(), step(), 1}, height_, part_).size(height_)),
@@ -134,7 +137,7 @@ class LogitsPass {
  private:
   static constexpr index_t pack_words = 64;  // by one thread at a time
 
-  static index_t part_of(In<T, 2> w) {
+  static index_t part_of(const FrozenRows<T>& w) {
     const index_t most = std::clamp<index_t>((1 << 20) / (w.shape[1] + 1) / 64 * 64, 128, 512);
     return std::min(most, (w.shape[0] + 63) / 64 * 64);
   }
@@ -152,18 +155,31 @@ class LogitsPass {
   void pack(index_t first, index_t piece) {
     const index_t words = words_from(first), dim = w_.shape[1];
     const Range few{piece * pack_words, std::min(words, (piece + 1) * pack_words)};
-    const T* const some = w_.data + first * dim;
+    const T* const some = in_floats(first, few);
     B* const to = packed(first);
     pack_panels(kernel_, Strided<T>{some, 1, dim}, {0, dim}, dim, few, to + few.begin * by_word_k_);
     pack_panels(kernel_, Strided<T>{some, dim, 1}, few, words, {0, dim}, to + word_size_);
   }
 
+  /// The words of a part from `first` on, of which `few` can be read.
+  const T* in_floats(index_t first, Range few) {
+    return w_.rows({first, first + words_from(first)}).visit([&](const auto& words) -> const T* {
+      if constexpr (std::is_convertible_v<decltype(words.data), const T*>) return words.data;
+      T* const to = widened_.data();
+      const auto read = words.rows(few);
+      widen(read.data, read.size(), to + few.begin * words.shape[1]);
+      return to;
+    });
+  }
+
   /// A block's share of the words that are packed after those from `first` on.
   Fetch fetch_next(index_t first, index_t block, index_t calls) const {
-    const index_t next = first + part_, dim = w_.shape[1];
-    const Range share = tile_rows(words_from(next) * dim, blocks_, block);
-    const T* const from = w_.data + next * dim;
-    return {from + share.begin, from + share.end, calls};
+    const index_t next = first + part_;
+    const Range share = tile_rows(words_from(next) * w_.shape[1], blocks_, block);
+    return w_.visit([&](const auto& words) {
+      const auto* const from = words.data + next * words.shape[1];
+      return Fetch(from + share.begin, from + share.end, calls);
+    });
   }
 
   void multiply_block(index_t first, index_t block, int thread) {
@@ -187,20 +203,20 @@ class LogitsPass {
 
   CpuBackend<T>& backend_;
   const GemmKernel<T, A, B>& kernel_;
-  In<T, 2> w_;
+  FrozenRows<T> w_;
   RunningCrossEntropy<T> run_;
   Out<T, 2> dx_;
   index_t part_, blocks_, height_;  // words of a part; of rows
   index_t by_word_k_, word_size_, dim_size_;
   CpuBuffer<B> packed_;
-  CpuBuffer<T> logits_;
+  CpuBuffer<T> widened_, logits_;  // a part's words, where they lie in bfloat16
   index_t factor_size_;
   CpuBuffer<A> factors_, x_copy_;
   RowBlock<A> x_;
 };
 
 template <class T>
-void run_over_logits(CpuBackend<T>& backend, In<T, 2> x, In<T, 2> w,
+void run_over_logits(CpuBackend<T>& backend, In<T, 2> x, const FrozenRows<T>& w,
                      const RunningCrossEntropy<T>& run, Out<T, 2> dx) {
   if (w.shape[0] == 0) std::fill_n(dx.data, dx.size(), T(0));
   if (x.shape[0] == 0 || w.shape[0] == 0) return;
@@ -214,7 +230,7 @@ void run_over_logits(CpuBackend<T>& backend, In<T, 2> x, In<T, 2> w,
 /// on the other rows.
 ///                                     x, dx (R, H)  w (V, H)  label, nll, correct (R)
 template <class T>
-void linear_cross_entropy(CpuBackend<T>& backend, In<T, 2> x, In<T, 2> w,
+void linear_cross_entropy(CpuBackend<T>& backend, In<T, 2> x, InRows<T> w,
                           View<const std::int32_t, 1> label, Out<T, 1> nll,
                           View<std::uint8_t, 1> correct, Out<T, 2> dx) {
   using namespace detail;
@@ -230,9 +246,11 @@ void linear_cross_entropy(CpuBackend<T>& backend, In<T, 2> x, In<T, 2> w,
   run_over_logits(backend, x, w, run, dx);
   backend.parallel_for(rows, rows * dim, [&](index_t n, int) {
     const T share = T(1 / run.sum[n]);
-    const T* const row = w.data + label(n) * dim;
     T* const to = dx.data + n * dim;
-    for (index_t d = 0; d < dim; ++d) to[d] = to[d] * share - row[d];
+    w.visit([&](const auto& words) {
+      const auto* const word = words.data + label(n) * dim;
+      for (index_t d = 0; d < dim; ++d) to[d] = to[d] * share - T(word[d]);
+    });
     nll(n) = T(std::log(run.sum[n]) + (double(run.top[n]) - double(run.label_logit[n])));
     correct(n) = run.best[n] == label(n);
   });

@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "dflash/core/cross_entropy_part.hpp"
+#include "dflash/core/frozen_rows.hpp"
 #include "dflash/core/tensor.hpp"
 #include "dflash/cpu/backend.hpp"
 #include "dflash/cpu/linear_cross_entropy.hpp"
@@ -14,7 +15,7 @@ namespace dflash {
 /// w; one that is none of them lies in another part. The bits of a row do not depend on the others.
 ///                                                 x, dx (R, H)  w (V, H)  label, part (R)
 template <class T>
-void linear_cross_entropy_part(CpuBackend<T>& backend, In<T, 2> x, In<T, 2> w,
+void linear_cross_entropy_part(CpuBackend<T>& backend, In<T, 2> x, InRows<T> w,
                                View<const std::int32_t, 1> label, View<CrossEntropyPart<T>, 1> part,
                                Out<T, 2> dx) {
   using namespace detail;
@@ -33,7 +34,7 @@ void linear_cross_entropy_part(CpuBackend<T>& backend, In<T, 2> x, In<T, 2> w,
 /// parts those of the whole cross entropy, to be summed.
 ///                                                 w (V, H)  label, scale (R)  dx (R, H)
 template <class T>
-void linear_cross_entropy_merge(CpuBackend<T>& backend, In<T, 2> w,
+void linear_cross_entropy_merge(CpuBackend<T>& backend, InRows<T> w,
                                 View<const std::int32_t, 1> label, In<T, 1> scale, Out<T, 2> dx) {
   expects(
       label.shape[0] == dx.shape[0] && scale.shape[0] == dx.shape[0] && w.shape[1] == dx.shape[1],
@@ -43,8 +44,10 @@ void linear_cross_entropy_merge(CpuBackend<T>& backend, In<T, 2> w,
     T* const to = dx.data + n * dim;
     for (index_t d = 0; d < dim; ++d) to[d] *= scale(n);
     if (label(n) < 0 || label(n) >= w.shape[0]) return;
-    const T* const row = w.data + label(n) * dim;
-    for (index_t d = 0; d < dim; ++d) to[d] -= row[d];
+    w.visit([&](const auto& words) {
+      const auto* const word = words.data + label(n) * dim;
+      for (index_t d = 0; d < dim; ++d) to[d] -= T(word[d]);
+    });
   });
 }
 

@@ -3,28 +3,32 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "dflash/core/frozen_rows.hpp"
 #include "dflash/core/tensor.hpp"
 #include "dflash/cpu/backend.hpp"
 #include "dflash/cpu/vector_math.hpp"
+#include "dflash/cpu/widen.hpp"
 
 namespace dflash {
 
-/// y(n) = w(ids(n)). Throws if an id is not a row of w.                    w (V, C)  ids (N)  y (N,
-/// C)
+/// y(n) = w(ids(n)). Throws if an id is not a row of w.          w (V, C)  ids (N)  y (N, C)
 template <class T>
-void gather_rows(CpuBackend<T>& backend, In<T, 2> w, View<const std::int32_t, 1> ids, Out<T, 2> y) {
+void gather_rows(CpuBackend<T>& backend, InRows<T> w, View<const std::int32_t, 1> ids,
+                 Out<T, 2> y) {
   expects(y.shape[0] == ids.shape[0] && y.shape[1] == w.shape[1], "gather_rows: shapes differ");
   const index_t width = w.shape[1];
-  backend.for_parts(ids.shape[0], width, [&](Range part) {
-    for (index_t n = part.begin; n < part.end; ++n) {
-      expects(ids(n) >= 0 && ids(n) < w.shape[0], "gather_rows: an id is not a row of w");
-      std::copy_n(w.data + ids(n) * width, width, y.data + n * width);
-    }
+  w.visit([&](const auto& rows) {
+    backend.for_parts(ids.shape[0], width, [&](Range part) {
+      for (index_t n = part.begin; n < part.end; ++n) {
+        expects(ids(n) >= 0 && ids(n) < w.shape[0], "gather_rows: an id is not a row of w");
+        detail::widen(rows.data + ids(n) * width, width, y.data + n * width);
+      }
+    });
   });
 }
 
-/// y(ids(n)) = x(n), ids distinct. Throws if an id is not a row of y.      x (N, C)  ids (N)  y (V,
-/// C)
+/// y(ids(n)) = x(n), ids distinct. Throws if an id is not a row of y.
+///                                                                x (N, C)  ids (N)  y (V, C)
 template <class T>
 void scatter_rows(CpuBackend<T>& backend, In<T, 2> x, View<const std::int32_t, 1> ids,
                   Out<T, 2> y) {

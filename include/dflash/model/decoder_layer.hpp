@@ -2,9 +2,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <initializer_list>
 #include <span>
 #include <string>
+#include <utility>
 
 #include "dflash/core/attention_rule.hpp"
 #include "dflash/core/operations.hpp"
@@ -26,6 +28,9 @@ template <class T>
 struct DecoderKeys {
   View<T, 3> k, v;  // (first + n, kv heads, D)
   index_t first;
+
+  /// The first n of the rows at hand, of k or v.
+  View<T, 3> fresh(View<T, 3> all, index_t n) const { return all.rows({first, first + n}); }
 };
 
 /// A layer makes its wide activations of so many rows at a time: long packs need no more memory.
@@ -85,9 +90,33 @@ class DecoderLayer {
   /// x becomes the layer's output; the keys and values of its rows are written behind the earlier
   /// ones. A row's bits depend on the rows it sees alone.                                 x (n, H)
   void forward(Out<T, 2> x, const DecoderRows<T>& rows, const DecoderKeys<T>& keys) const {
-    attend(x, rows, keys);
-    for (index_t begin = 0; begin < x.shape[0]; begin += decoder_transform_rows)
-      transform(x.rows({begin, std::min(begin + decoder_transform_rows, x.shape[0])}));
+    Activations q(*backend_, {x.shape[0], q_.outputs});
+    const View<T, 3> k = keys.fresh(keys.k, x.shape[0]), v = keys.fresh(keys.v, x.shape[0]);
+    {
+      const Activations normed = norm(x, input_norm_);
+      multiply(normed.view(), {product(q_, q.view()), product(k_, flat(k)), product(v_, flat(v))});
+    }
+    turn(k, k_norm_, rows);
+    finish(x, std::move(q), rows, keys);
+  }
+
+  /// The layer's output of some rows alone, with the same bits; keys and values of all of them are
+  /// written. `few` is what `rows` is, of those.               x (n, H)  ids (m)  result (m, H)
+  Tensor<B, T, 2> forward_some(In<T, 2> x, View<const std::int32_t, 1> ids,
+                               const DecoderRows<T>& rows, const DecoderRows<T>& few,
+                               const DecoderKeys<T>& keys) const {
+    Activations y(*backend_, {ids.size(), x.shape[1]}), q(*backend_, {ids.size(), q_.outputs});
+    const View<T, 3> k = keys.fresh(keys.k, x.shape[0]), v = keys.fresh(keys.v, x.shape[0]);
+    {
+      const Activations normed = norm(x, input_norm_);
+      multiply(normed.view(), {product(k_, flat(k)), product(v_, flat(v))});
+      gather_rows(*backend_, normed.view(), ids, y.view());
+      multiply(y.view(), {product(q_, q.view())});
+    }
+    turn(k, k_norm_, rows);
+    gather_rows(*backend_, x, ids, y.view());
+    finish(y.view(), std::move(q), few, keys);
+    return y;
   }
 
  private:
@@ -95,26 +124,28 @@ class DecoderLayer {
   using Matrix = FrozenLinear<B>;
   using Product = FrozenProduct<typename B::FrozenMatrix, T>;
 
-  void attend(Out<T, 2> x, const DecoderRows<T>& at, const DecoderKeys<T>& keys) const {
-    const index_t n = x.shape[0];
-    const Range fresh{keys.first, keys.first + n};
-    const View<T, 3> k = keys.k.rows(fresh), v = keys.v.rows(fresh);
-    Activations q(*backend_, {n, q_.outputs}), attended(*backend_, {n, q_.outputs});
-    {
-      const Activations normed = norm(x, input_norm_);
-      multiply(normed.view(), {product(q_, q.view()), product(k_, flat(k)), product(v_, flat(v))});
-    }
-    turn(as_heads(q.view(), head_dim_), q_norm_, at);
-    turn(k, k_norm_, at);
+  /// What is left to do with rows whose queries are there, and all of whose keys.
+  void finish(Out<T, 2> x, Activations q, const DecoderRows<T>& rows,
+              const DecoderKeys<T>& keys) const {
+    turn(as_heads(q.view(), head_dim_), q_norm_, rows);
+    attend(x, std::move(q), rows, keys);
+    for (index_t begin = 0; begin < x.shape[0]; begin += decoder_transform_rows)
+      transform(x.rows({begin, std::min(begin + decoder_transform_rows, x.shape[0])}));
+  }
+
+  void attend(Out<T, 2> x, Activations q, const DecoderRows<T>& rows,
+              const DecoderKeys<T>& keys) const {
+    Activations attended(*backend_, {x.shape[0], q_.outputs});
     // A row's own key is the last of its context rather than a source of one row.
-    BlockMask mask{at.begin, at.end};
+    BlockMask mask{rows.begin, rows.end};
     mask.own_blocks = {0, 0};
     if (window_ > 0) mask.window = window_ + 1;
     const AttentionRule rule{mask, cut_.groups, 1 / std::sqrt(double(head_dim_)), true};
-    Tensor<B, typename B::accumulator_type, 2> lse(*backend_, {n, cut_.heads.size()});
+    Tensor<B, typename B::accumulator_type, 2> lse(*backend_, {x.shape[0], cut_.heads.size()});
+    const View<T, 3> own = keys.fresh(keys.k, 0);
     attention(*backend_, as_heads(View<const T, 2>(q.view()), head_dim_),
-              KeyValue<const T>{keys.k, keys.v, k, v}, rule, as_heads(attended.view(), head_dim_),
-              lse.view());
+              KeyValue<const T>{keys.k, keys.v, own, own}, rule,
+              as_heads(attended.view(), head_dim_), lse.view());
     add_product(attended.view(), o_, x);
   }
 

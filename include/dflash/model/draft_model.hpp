@@ -13,8 +13,8 @@ namespace dflash {
 ///                                                     both (V, H)
 template <class M, class B>
 concept SharedEnds = requires(const M& target) {
-  { target.embedding() } -> std::convertible_to<View<const typename B::value_type, 2>>;
-  { target.lm_head() } -> std::convertible_to<View<const typename B::value_type, 2>>;
+  { target.embedding() } -> std::convertible_to<FrozenRows<typename B::value_type>>;
+  { target.lm_head() } -> std::convertible_to<FrozenRows<typename B::value_type>>;
 };
 
 /// For those who do not look at gradients before backward is over.
@@ -60,7 +60,7 @@ class DraftModel {
 
   /// The draft's hidden states of the batch's block rows, in saved.output. `embedding` (V, H) is
   /// the target's.
-  void forward(const Weights& weights, In<T, 2> embedding, const Batch<B>& batch, Saved& s) const {
+  void forward(const Weights& weights, InRows<T> embedding, const Batch<B>& batch, Saved& s) const {
     Matrix x(backend(), {batch.tokens.size(), config_.shape.hidden});
     gather_rows(backend(), embedding, batch.tokens.view(), x.view());
     forward_embedded(weights, std::move(x), batch, s);

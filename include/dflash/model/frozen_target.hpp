@@ -9,6 +9,7 @@
 #include "dflash/io/in_quotes.hpp"
 #include "dflash/io/json_file.hpp"
 #include "dflash/io/weights_folder.hpp"
+#include "dflash/model/stored_matrix.hpp"
 #include "dflash/model/vocabulary_parallel.hpp"
 #include "dflash/model/weight_source.hpp"
 
@@ -50,7 +51,8 @@ class FrozenTarget {
   /// of the embedding in the file, or `shape` where it must be that.               shape (V, H)
   template <WeightSource W>
   FrozenTarget(B& backend, const W& weights, bool tied, const TargetKeys& keys = {},
-               std::vector<index_t> shape = {}, const VocabularyShares& shares = {}) {
+               std::vector<index_t> shape = {}, const VocabularyShares& shares = {},
+               WeightStorage storage = WeightStorage::as_stored) {
     if (shape.empty()) shape = weights.at(keys.embedding).shape;
     if (shape.size() != 2)
       throw Error("the target's embedding " + in_quotes(keys.embedding) + " has " +
@@ -60,7 +62,7 @@ class FrozenTarget {
     embedding_rows_ = shares.embedding.of(vocabulary_);
     lm_head_rows_ = shares.lm_head.of(vocabulary_);
     const auto load = [&](const std::string& name, Range rows) {
-      return load_part(backend, weights, name, extents, {rows, {0, shape[1]}});
+      return StoredMatrix<B>(backend, weights, name, extents, {rows, {0, shape[1]}}, storage);
     };
     embedding_ = load(keys.embedding, embedding_rows_);
     shared_ = tied && embedding_rows_.begin <= lm_head_rows_.begin &&
@@ -68,9 +70,9 @@ class FrozenTarget {
     if (!shared_) lm_head_ = load(tied ? keys.embedding : keys.lm_head, lm_head_rows_);
   }
 
-  View<const T, 2> embedding() const { return embedding_.view(); }  // (V, H), of a share its rows
-  View<const T, 2> lm_head() const {                                // the same
-    if (!shared_) return lm_head_.view();
+  FrozenRows<T> embedding() const { return embedding_.rows(); }  // (V, H), of a share its rows
+  FrozenRows<T> lm_head() const {                                // the same
+    if (!shared_) return lm_head_.rows();
     return embedding().rows(
         {lm_head_rows_.begin - embedding_rows_.begin, lm_head_rows_.end - embedding_rows_.begin});
   }
@@ -82,7 +84,7 @@ class FrozenTarget {
   index_t hidden() const { return embedding().shape[1]; }  // H
 
  private:
-  Tensor<B, T, 2> embedding_, lm_head_;
+  StoredMatrix<B> embedding_, lm_head_;
   index_t vocabulary_ = 0;
   Range embedding_rows_, lm_head_rows_;  // that are here
   bool shared_ = false;                  // the head's rows are among the embedding's

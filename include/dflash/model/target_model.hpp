@@ -79,8 +79,8 @@ class TargetModel {
   B& backend() const { return *backend_; }
   const TargetConfig& config() const { return config_; }
   const FrozenTarget<B>& ends() const { return ends_; }
-  View<const T, 2> embedding() const { return ends_.embedding(); }  // (V, H), this rank's rows
-  View<const T, 2> lm_head() const { return ends_.lm_head(); }      // the same
+  FrozenRows<T> embedding() const { return ends_.embedding(); }  // (V, H), this rank's rows
+  FrozenRows<T> lm_head() const { return ends_.lm_head(); }      // the same
   const TargetCut& cut() const { return cut_; }
   TensorParallelGroup<C>& group() const { return *group_; }
 
@@ -141,8 +141,7 @@ class TargetModel {
   ///                                                             hidden (n, H)  result (n, V)
   Tensor<B, T, 2> head_logits(In<T, 2> hidden) const {
     // Capture has no use for the head in the order of products: it is made when first needed.
-    std::call_once(head_->made,
-                   [&] { head_->matrix = freeze(*backend_, lm_head(), storage_, bfloat16_head_); });
+    std::call_once(head_->made, [&] { head_->matrix = freeze(*backend_, lm_head(), storage_); });
     Tensor<B, T, 2> y(*backend_, {hidden.shape[0], cut_.vocabulary.size()});
     linear(*backend_, hidden, *head_->matrix, y.view());
     return gather_columns(*backend_, *group_, std::move(y), config_.vocabulary);
@@ -161,10 +160,8 @@ class TargetModel {
         config_(std::move(config)),
         cut_(config_, group_->share()),
         ends_(backend, weights, config_.tied_head, {}, {config_.vocabulary, config_.hidden},
-              {group_->share(), group_->share()}),
-        storage_(storage),
-        bfloat16_head_(is_bfloat16(
-            weights, config_.tied_head ? TargetKeys().embedding : TargetKeys().lm_head)) {
+              {group_->share(), group_->share()}, storage),
+        storage_(storage) {
     final_norm_ = load_tensor(backend, weights, "model.norm.weight", {config_.hidden});
     layers_.reserve(std::size_t(config_.layers));
     for (index_t i = 0; i < config_.layers; ++i)
@@ -180,35 +177,62 @@ class TargetModel {
     void add(index_t at, index_t first_key, index_t keys_end) {
       position.push_back(at), begin.push_back(first_key), end.push_back(keys_end);
     }
+    /// Those that end a sample, alone.
+    Rows ends() const {
+      Rows some;
+      for (const std::int32_t row : last)
+        some.add(position[std::size_t(row)], begin[std::size_t(row)], end[std::size_t(row)]);
+      return some;
+    }
   };
 
   template <class KeysOf>
   TargetOutput<B> run(std::span<const std::int32_t> tokens, const Rows& rows, index_t layers,
                       const TargetRequest& request, KeysOf&& keys_of) const {
     check_layers(request.layers);
-    const index_t n = index_t(tokens.size()), half = config_.head_dim / 2;
-    Activations x = embed(tokens), cos(*backend_, {n, half}), sin(*backend_, {n, half});
-    const auto position = uploaded(*backend_, rows.position.data(), n),
-               begin = uploaded(*backend_, rows.begin.data(), n),
-               end = uploaded(*backend_, rows.end.data(), n);
-    rope_table(*backend_, position.view(), frequencies_.view(), config_.rope.attention_factor,
-               cos.view(), sin.view());
-    const DecoderRows<T> at{cos.view(), sin.view(), begin.view(), end.view()};
+    const index_t n = index_t(tokens.size());
+    Activations x = embed(tokens);
+    const Placed all = placed(rows);
     TargetOutput<B> output;
     Capture capture(*this, n, request.layers, output.features);
-    for (index_t layer = 0; layer < layers; ++layer) {
-      layers_[std::size_t(layer)].forward(x.view(), at, keys_of(layer));
+    // Of the last layer a prompt needs its keys and values, and the output of its last row.
+    const bool some_alone = request.logits == Logits::last && !request.last_hidden &&
+                            !capture.wants(layers - 1) && index_t(rows.last.size()) < n;
+    for (index_t layer = 0; layer < layers - (some_alone ? 1 : 0); ++layer) {
+      layers_[std::size_t(layer)].forward(x.view(), all.view(), keys_of(layer));
       capture.take(layer, x.view());
     }
     if (request.last_hidden) output.last_hidden = final_norm(x.view());
     if (request.logits == Logits::all) output.logits = head_logits(final_norm(x.view()).view());
     if (request.logits == Logits::last) {
       const auto ids = uploaded(*backend_, rows.last.data(), index_t(rows.last.size()));
-      Activations last(*backend_, {index_t(rows.last.size()), config_.hidden});
-      gather_rows(*backend_, x.view(), ids.view(), last.view());
+      Activations last(*backend_, {ids.size(), config_.hidden});
+      if (some_alone)
+        last = layers_.back().forward_some(x.view(), ids.view(), all.view(),
+                                           placed(rows.ends()).view(), keys_of(layers - 1));
+      else
+        gather_rows(*backend_, x.view(), ids.view(), last.view());
       output.logits = head_logits(final_norm(last.view()).view());
     }
     return output;
+  }
+
+  /// What layers need to know of rows, in the backend's memory.
+  struct Placed {
+    Activations cos, sin;
+    Tensor<B, index_t, 1> begin, end;
+
+    DecoderRows<T> view() const { return {cos.view(), sin.view(), begin.view(), end.view()}; }
+  };
+  Placed placed(const Rows& rows) const {
+    const index_t n = index_t(rows.position.size()), half = config_.head_dim / 2;
+    Placed there{Activations(*backend_, {n, half}), Activations(*backend_, {n, half}),
+                 uploaded(*backend_, rows.begin.data(), n),
+                 uploaded(*backend_, rows.end.data(), n)};
+    const auto position = uploaded(*backend_, rows.position.data(), n);
+    rope_table(*backend_, position.view(), frequencies_.view(), config_.rope.attention_factor,
+               there.cos.view(), there.sin.view());
+    return there;
   }
 
   /// Copies the outputs of the layers asked for side by side. Seen as rows of H values, row n of
@@ -229,6 +253,9 @@ class TargetModel {
       place_ = uploaded(*model.backend_, place.data(), rows);
     }
 
+    bool wants(index_t layer) const {
+      return std::find(layers_.begin(), layers_.end(), layer) != layers_.end();
+    }
     void take(index_t layer, In<T, 2> x) const {
       for (std::size_t c = 0; c < layers_.size(); ++c)
         if (layers_[c] == layer)
@@ -286,7 +313,6 @@ class TargetModel {
   TargetCut cut_;
   FrozenTarget<B> ends_;
   WeightStorage storage_;
-  bool bfloat16_head_;
   std::vector<DecoderLayer<B, C>> layers_;
   Tensor<B, T, 1> final_norm_;
   Tensor<B, double, 1> frequencies_;  // (D / 2)

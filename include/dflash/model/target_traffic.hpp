@@ -10,7 +10,8 @@ namespace dflash {
 
 /// What one rank of a target's tensor-parallel group sends in a forward of `rows` rows through
 /// `layers` layers that hands back the logits of `logit_rows` rows: two sums a layer (the second in
-/// pieces if there are very many rows), one of the embedding, and the logits.
+/// pieces if there are very many rows), of the last layer for those rows alone, one of the
+/// embedding, and the logits.
 inline Traffic target_traffic(const TargetConfig& config, Share rank, index_t rows, index_t layers,
                               index_t logit_rows, NumberBytes bytes) {
   Traffic traffic;
@@ -20,9 +21,10 @@ inline Traffic target_traffic(const TargetConfig& config, Share rank, index_t ro
   };
   sum(rows);
   for (index_t layer = 0; layer < layers; ++layer) {
-    sum(rows);
+    const index_t n = layer + 1 == layers && logit_rows > 0 ? logit_rows : rows;
     constexpr index_t step = decoder_transform_rows;
-    for (index_t begin = 0; begin < rows; begin += step) sum(std::min(step, rows - begin));
+    sum(n);
+    for (index_t begin = 0; begin < n; begin += step) sum(std::min(step, n - begin));
   }
   if (logit_rows > 0)
     traffic.all_gather.add(

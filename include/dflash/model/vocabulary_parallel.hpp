@@ -17,7 +17,7 @@ namespace dflash {
 /// Some rows of an embedding or of a head: those of tokens [first, first + rows) of `total`.
 template <class T>
 struct VocabularySlice {
-  View<const T, 2> rows;  // (V / t, H)
+  FrozenRows<T> rows;  // (V / t, H)
   index_t first = 0, total = 0;
 
   Range range() const { return {first, first + rows.shape[0]}; }

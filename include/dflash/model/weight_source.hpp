@@ -22,12 +22,10 @@ concept WeightSource = requires(const W& weights, std::string_view name,
   weights.template read<float>(name, shape, out);
 };
 
-/// A tensor of the given shape, from a source into the backend's memory.
-template <Backend B, WeightSource W, int Rank>
-Tensor<B, typename B::value_type, Rank> load_tensor(B& backend, const W& weights,
-                                                    std::string_view name,
-                                                    const index_t (&shape)[Rank]) {
-  using T = typename B::value_type;
+/// A tensor of the given shape, from a source into the backend's memory, in T.
+template <class T, Backend B, WeightSource W, int Rank>
+Tensor<B, T, Rank> load_tensor_as(B& backend, const W& weights, std::string_view name,
+                                  const index_t (&shape)[Rank]) {
   // As large as the tensor in the source: a config that lies cannot ask for more.
   const index_t size = weights.at(name).size();
   const std::vector<index_t> whole(shape, shape + Rank);
@@ -46,6 +44,13 @@ Tensor<B, typename B::value_type, Rank> load_tensor(B& backend, const W& weights
   return tensor;
 }
 
+/// The same in the backend's own type.
+template <Backend B, WeightSource W, int Rank>
+auto load_tensor(B& backend, const W& weights, std::string_view name,
+                 const index_t (&shape)[Rank]) {
+  return load_tensor_as<typename B::value_type>(backend, weights, name, shape);
+}
+
 /// A source that reads parts of tensors; of any other, tensors are read whole and cut.
 template <class W>
 concept PartialWeightSource = WeightSource<W> &&
@@ -54,17 +59,15 @@ concept PartialWeightSource = WeightSource<W> &&
   weights.template read<float>(name, shape, part, out);
 };
 
-/// A part of a tensor of the given shape, from a source into the backend's memory.
-template <Backend B, WeightSource W, int Rank>
-requires(Rank <= 2) Tensor<B, typename B::value_type, Rank> load_part(B& backend, const W& weights,
-                                                                      std::string_view name,
-                                                                      const index_t (&shape)[Rank],
-                                                                      const TensorPart& part) {
-  using T = typename B::value_type;
+/// A part of a tensor of the given shape, from a source into the backend's memory, in T.
+template <class T, Backend B, WeightSource W, int Rank>
+requires(Rank <=
+         2) Tensor<B, T, Rank> load_part_as(B& backend, const W& weights, std::string_view name,
+                                            const index_t (&shape)[Rank], const TensorPart& part) {
   const std::vector<index_t> whole(shape, shape + Rank);
   // The error about another shape comes from there, before memory is asked for.
   if (part.size() == weights.at(name).size() || weights.at(name).shape != whole)
-    return load_tensor(backend, weights, name, shape);
+    return load_tensor_as<T>(backend, weights, name, shape);
   const auto host = std::make_unique_for_overwrite<T[]>(std::size_t(part.size()));
   if constexpr (PartialWeightSource<W>) {
     weights.template read<T>(name, whole, part, host.get());
@@ -80,6 +83,13 @@ requires(Rank <= 2) Tensor<B, typename B::value_type, Rank> load_part(B& backend
   backend.upload(host.get(), tensor.view().data, part.size());
   backend.synchronize();  // the host copy goes
   return tensor;
+}
+
+/// The same in the backend's own type.
+template <Backend B, WeightSource W, int Rank>
+auto load_part(B& backend, const W& weights, std::string_view name, const index_t (&shape)[Rank],
+               const TensorPart& part) {
+  return load_part_as<typename B::value_type>(backend, weights, name, shape, part);
 }
 
 }  // namespace dflash

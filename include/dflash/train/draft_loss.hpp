@@ -158,7 +158,7 @@ concept PreparedHead = requires(const P& head) {
 /// `samples` is what D-PACE divides by. Error if a label lies outside the head's vocabulary.
 ///                          head (V, H)  hidden, doutput (N * K, H)  labels, weights (N * K)
 template <Backend B>
-LossResult draft_loss(B& backend, In<typename B::value_type, 2> head,
+LossResult draft_loss(B& backend, InRows<typename B::value_type> head,
                       In<typename B::value_type, 2> hidden, std::span<const std::int32_t> labels,
                       std::span<const float> weights, index_t block_size, index_t samples,
                       const LossOptions& options, Out<typename B::value_type, 2> doutput) {

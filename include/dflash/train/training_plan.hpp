@@ -7,6 +7,7 @@
 
 #include "dflash/comm/collective_bytes.hpp"
 #include "dflash/comm/traffic.hpp"
+#include "dflash/core/bfloat16.hpp"
 #include "dflash/data/feature_exchange.hpp"
 #include "dflash/io/disk_space.hpp"
 #include "dflash/model/draft_config.hpp"
@@ -33,6 +34,7 @@ struct TrainingPlan {
   index_t tensor_parallel = 1;  // ranks that hold the target together
   bool tied_head = false;       // the target's head is its embedding
   bool float8_head = false;     // the loss has two copies of the head in float8
+  bool bfloat16_target = false;             // its matrices stay in bfloat16 whatever `bytes` says
   std::optional<TargetConfig> target = {};  // where the target itself runs in the job
 
   struct Item {
@@ -70,11 +72,12 @@ struct TrainingPlan {
                             {"saved activations", saved_bytes(rank)},
                             {"working memory", std::max({backward_bytes(rank), loss_bytes(rank),
                                                          capture_bytes(rank)})}};
+    const index_t each = bfloat16_target ? index_t(sizeof(bfloat16)) : bytes.value;
     if (target)
-      items.push_back({"target", TargetCut(*target, share(rank)).weights(*target) * bytes.value});
+      items.push_back({"target", TargetCut(*target, share(rank)).weights(*target) * each});
     else
-      items.push_back({"embedding and head",
-                       (tied_head ? 1 : 2) * vocabulary * config.shape.hidden * bytes.value});
+      items.push_back(
+          {"embedding and head", (tied_head ? 1 : 2) * vocabulary * config.shape.hidden * each});
     if (float8_head) items.push_back({"head in fp8", 2 * vocabulary * config.shape.hidden});
     return items;
   }
