@@ -86,11 +86,6 @@ class CpuBackend {
     expects(n >= 0, "CpuBackend: a negative number of elements");
     return Buffer<U>(cache_, n);
   }
-  /// The same for weights that stay and are read from end to end.
-  template <class U>
-  Buffer<U> allocate_frozen(index_t n) {
-    return Buffer<U>(frozen_, n);
-  }
   template <class U>
   void upload(const U* host, U* here, index_t n) {
     std::copy_n(host, n, here);
@@ -116,7 +111,6 @@ class CpuBackend {
   CpuPrecision precision_;
   detail::GemmKernel<T> kernel_;
   std::shared_ptr<MemoryCache> cache_ = std::make_shared<MemoryCache>(large_page_memory());
-  std::shared_ptr<MemoryCache> frozen_ = std::make_shared<MemoryCache>(large_page_memory());
   std::unique_ptr<ThreadPool> pool_;
 };
 

@@ -84,7 +84,7 @@ typename CpuBackend<T>::FrozenMatrix freeze_int8(CpuBackend<T>& backend, InRows<
   const index_t panel = kernel.panel_columns(), depth = kernel.depth(k);
   typename CpuBackend<T>::FrozenMatrix frozen;
   frozen.rows = rows, frozen.columns = k, frozen.path = backend.path();
-  frozen.quads = backend.template allocate_frozen<detail::int8_quad>(kernel.padded(rows) * depth);
+  frozen.quads = backend.template allocate<detail::int8_quad>(kernel.padded(rows) * depth);
   frozen.scales = backend.template allocate<float>(rows);
   auto scratch = backend.template allocate<float>(backend.threads() * k);
   backend.parallel_for(kernel.panels(rows), rows * k, [&](index_t i, int thread) {

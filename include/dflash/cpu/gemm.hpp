@@ -110,7 +110,7 @@ class PieceProduct {
         k_(k),
         depth_(kernel.depth(k)),
         packs_(!std::is_same_v<T, B> || b.column_step != 1 ||
-               crowded(b.row_step * index_t(sizeof(T)))) {}
+               strays(b.row_step * index_t(sizeof(T)), rows)) {}
 
   /// Whether the rows of a are copied, and whether rows of b serve as they are, but for what is
   /// less than a panel.
@@ -143,6 +143,12 @@ class PieceProduct {
   }
 
  private:
+  /// Whether panels in rows of b are slow to read: such as are far apart, or cut lines of the
+  /// cache.
+  static bool strays(index_t row_bytes, index_t rows) {
+    constexpr index_t far = 6144, line = 64, many_rows = 48;
+    return crowded(row_bytes) || (rows >= many_rows && (row_bytes > far || row_bytes % line != 0));
+  }
   index_t block() const {
     return whole_panels(kernel_, kernel_.stored_depth(k_), column_block_size);
   }

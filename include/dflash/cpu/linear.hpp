@@ -68,7 +68,7 @@ template <class T, class A, class B, class RowOf>
 CpuBuffer<B> freeze_panels(CpuBackend<T>& backend, const GemmKernel<T, A, B>& kernel, index_t rows,
                            index_t k, RowOf rows_of) {
   const index_t panel = kernel.panel_columns(), depth = kernel.stored_depth(k);
-  auto data = backend.template allocate_frozen<B>(kernel.padded(rows) * depth);
+  auto data = backend.template allocate<B>(kernel.padded(rows) * depth);
   auto scratch = backend.template allocate<T>(backend.threads() * panel * k);
   backend.parallel_for(kernel.panels(rows), rows * k, [&](index_t i, int thread) {
     const Range some{i * panel, std::min(rows, (i + 1) * panel)};

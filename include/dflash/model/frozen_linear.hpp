@@ -13,12 +13,16 @@ namespace dflash {
 template <Backend B>
 typename B::FrozenMatrix freeze(B& backend, const FrozenRows<typename B::value_type>& w,
                                 WeightStorage storage) {
-  if (storage != WeightStorage::int8)
+  if (storage == WeightStorage::int8) {
+    if constexpr (requires { freeze_int8(backend, w); })
+      return freeze_int8(backend, w);
+    else
+      throw Error("this backend has no products with weights in int8");
+  }
+  if constexpr (KeepsBfloat16Rows<B>)
     return w.visit([&](const auto& rows) { return freeze(backend, rows); });
-  if constexpr (requires { freeze_int8(backend, w); })
-    return freeze_int8(backend, w);
   else
-    throw Error("this backend has no products with weights in int8");
+    return freeze(backend, w.wide());
 }
 
 /// A linear layer in a file: y = x w^T + bias.
