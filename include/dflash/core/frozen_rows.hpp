@@ -39,7 +39,8 @@ class FrozenRows {
 
   /// The same rows, which lie in T.
   View<const T, 2> wide() const {
-    expects(!narrow_, "FrozenRows: the rows lie in bfloat16");
+    expects(!narrow_,
+            "FrozenRows: the rows lie in bfloat16; WeightStorage::wide loads them in float");
     return view_of<T>();
   }
   operator View<const T, 2>() const { return wide(); }

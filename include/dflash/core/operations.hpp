@@ -35,7 +35,8 @@ struct FrozenProduct {
 /// What a backend computes: free functions, found by the backend's type. To port the library to a
 /// new device, write these. In is read, Out is written; a *_backward function adds to its outputs,
 /// unless it says otherwise. Activations and weights are in the value type T; gradients of weights
-/// and whatever sums over many rows are in the accumulator type A.
+/// and whatever sums over many rows are in the accumulator type A. Frozen rows lie in T too, unless
+/// the backend says KeepsBfloat16Rows: where it does not, In<T, 2> will do for them.
 template <class B, class T = typename B::value_type, class A = typename B::accumulator_type>
 concept Operations = requires(B& b, In<T, 2> x, In<T, 2> w, FrozenRows<T> table, Out<T, 2> y,
                               In<T, 1> scale, A eps, View<A, 1> rstd, In<A, 1> saved_rstd,
