@@ -129,14 +129,14 @@ Parameters<B> random_parameters(B& backend, const DraftConfig& config, std::uint
   };
   ThreadPool crew(own_threads ? 1 : std::clamp(int(std::thread::hardware_concurrency()), 1, 8));
   const auto in_parts = [&](index_t n, auto f) {
-    constexpr index_t each = 64;  // a number costs as much as reading so many
-    constexpr index_t part = 1 << 16;
-    if constexpr (own_threads)
-      backend.for_parts(n, each, f);
-    else
+    if constexpr (own_threads) {
+      backend.for_parts(n, /*work of each=*/64, f);  // as much as reading so many
+    } else {
+      constexpr index_t part = 1 << 16;
       crew.parallel_for((n + part - 1) / part, [&](index_t i, int) {
         f(Range{i * part, std::min(n, (i + 1) * part)});
       });
+    }
   };
   for (std::size_t i = 0; i < p.slots().size(); ++i) {
     const ParameterSlot& slot = p.slots()[i];
