@@ -3,6 +3,7 @@
 #include <utility>
 #include <vector>
 
+#include "dflash/core/frozen_rows.hpp"
 #include "dflash/core/host_vector.hpp"
 #include "dflash/data/batch.hpp"
 #include "dflash/model/parameters.hpp"

@@ -9,6 +9,7 @@
 #include "dflash/comm/group_operations.hpp"
 #include "dflash/comm/traffic.hpp"
 #include "dflash/core/error.hpp"
+#include "dflash/core/frozen_rows.hpp"
 #include "dflash/core/host_copy.hpp"
 #include "dflash/core/operations.hpp"
 
