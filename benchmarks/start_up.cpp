@@ -24,8 +24,10 @@ void write_target(const TrainingProblem& problem, const std::filesystem::path& f
     });
     return values;
   };
-  const auto embedding = narrow(problem.embedding()), head = narrow(problem.head());
-  const std::vector<index_t> shape{problem.embedding().shape[0], problem.embedding().shape[1]};
+  const auto embedding = narrow(problem.target.embedding()),
+             head = narrow(problem.target.lm_head());
+  const std::vector<index_t> shape{problem.target.embedding().shape[0],
+                                   problem.target.embedding().shape[1]};
   std::vector<TensorData> tensors{
       {"model.embed_tokens.weight", DType::bf16, shape, embedding.data()}};
   if (!problem.shape.tied) tensors.push_back({"lm_head.weight", DType::bf16, shape, head.data()});

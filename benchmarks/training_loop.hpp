@@ -65,10 +65,11 @@ class Trainer {
     dflash::LossResult loss;
     {
       typename Model::Saved saved;
-      m.forward = seconds_of([&] { model_.forward(weights, problem_->embedding(), batch, saved); });
+      m.forward =
+          seconds_of([&] { model_.forward(weights, problem_->target.embedding(), batch, saved); });
       dflash::Tensor<B, float, 2> doutput(*backend_, {batch.tokens.size(), config.shape.hidden});
       m.head = seconds_of([&] {
-        loss = draft_loss(*backend_, problem_->head(), saved.output.view(), batch.labels,
+        loss = draft_loss(*backend_, problem_->target.lm_head(), saved.output.view(), batch.labels,
                           batch.weights, config.block_size, batch.samples, {}, doutput.view());
       });
       m.backward = seconds_of([&] {

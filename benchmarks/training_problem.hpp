@@ -2,6 +2,7 @@
 
 #include <filesystem>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -60,47 +61,44 @@ void randomize(B& backend, dflash::View<T, 1> x, double size, std::uint64_t key)
   });
 }
 
-/// A matrix of a target: in bfloat16 for products in bf16, as such a target's files have it.
-class TargetMatrix {
+/// A target's ends, drawn at random: in bfloat16 for products in bf16, as such a target's files
+/// have them.
+class RandomEnds {
  public:
-  TargetMatrix() = default;
-  TargetMatrix(B& backend, const index_t (&shape)[2], std::uint64_t key)
-      : narrow_(backend.precision() == dflash::CpuPrecision::bf16) {
-    if (narrow_)
-      draw(backend, bfloat16s_ = {backend, shape}, key);
-    else
-      draw(backend, values_ = {backend, shape}, key);
-  }
+  RandomEnds(B& backend, const dflash::DraftConfig& config)
+      : backend_(&backend),
+        entry_{backend.precision() == dflash::CpuPrecision::bf16 ? dflash::DType::bf16
+                                                                 : dflash::DType::f32,
+               {config.vocabulary, config.shape.hidden},
+               nullptr} {}
 
-  dflash::FrozenRows<float> rows() const {
-    if (narrow_) return bfloat16s_.view();
-    return values_.view();
+  // What the library asks of a source of weights.
+  bool contains(std::string_view) const { return true; }
+  const dflash::TensorEntry& at(std::string_view) const { return entry_; }
+  template <class T>
+  void read(std::string_view name, const std::vector<index_t>&, T* out) const {
+    const std::uint64_t key = name == dflash::TargetKeys().embedding ? 1 : 2;
+    randomize(*backend_, dflash::View<T, 1>{out, {entry_.size()}}, 0.02, key);
   }
 
  private:
-  template <class T>
-  static void draw(B& backend, dflash::Tensor<B, T, 2>& to, std::uint64_t key) {
-    randomize(backend, dflash::reshape<1>(to.view(), {to.size()}), 0.02, key);
-  }
-
-  bool narrow_ = false;
-  dflash::Tensor<B, float, 2> values_;
-  dflash::Tensor<B, dflash::bfloat16, 2> bfloat16s_;
+  B* backend_;
+  dflash::TensorEntry entry_;
 };
 
 /// All that a training step reads: made up, the same in every run, every token supervised.
 struct TrainingProblem {
   TrainingShape shape;
-  TargetMatrix embedding_, head_;  // (V, H)
+  dflash::FrozenTarget<B> target;
   dflash::Parameters<B> weights;
   std::vector<dflash::MemorySample> samples;
   std::vector<dflash::Blocks> blocks;
 
   TrainingProblem(B& backend, TrainingShape of)
-      : shape(std::move(of)), weights(backend, shape.config) {
+      : shape(std::move(of)),
+        target(backend, RandomEnds(backend, shape.config), shape.tied),
+        weights(backend, shape.config) {
     const dflash::DraftConfig& c = shape.config;
-    embedding_ = TargetMatrix(backend, {c.vocabulary, c.shape.hidden}, 1);
-    if (!shape.tied) head_ = TargetMatrix(backend, {c.vocabulary, c.shape.hidden}, 2);
     for (std::size_t i = 0; i < weights.slots().size(); ++i) {
       const auto& slot = weights.slots()[i];
       const auto view = weights.flat().rows({slot.offset, slot.offset + slot.size});
@@ -111,9 +109,6 @@ struct TrainingProblem {
     }
     for (index_t i = 0; i < shape.batch; ++i) add_sample(backend, std::uint64_t(i));
   }
-
-  dflash::FrozenRows<float> embedding() const { return embedding_.rows(); }
-  dflash::FrozenRows<float> head() const { return (shape.tied ? embedding_ : head_).rows(); }
 
   /// Everything in one file, for programs that are to compute the same.
   void write(const std::filesystem::path& path) const {
@@ -134,11 +129,11 @@ struct TrainingProblem {
       return dflash::TensorData{name, dtype, {m.shape[0], m.shape[1]}, data};
     };
     std::vector<dflash::TensorData> tensors{
-        matrix("embed.weight", embedding()),
+        matrix("embed.weight", target.embedding()),
         {"input_ids", DType::i32, {n, tokens}, ids.data()},
         {"anchors", DType::i64, {n, shape.anchors}, anchors.data()},
         {"hidden_states", DType::f32, {n, tokens, width}, features.data()}};
-    if (!shape.tied) tensors.push_back(matrix("lm_head.weight", head()));
+    if (!shape.tied) tensors.push_back(matrix("lm_head.weight", target.lm_head()));
     for (const auto& slot : weights.slots())
       tensors.push_back({slot.name, DType::f32, slot.shape, weights.flat().data + slot.offset});
     dflash::write_safetensors(path, tensors);

@@ -226,7 +226,7 @@ struct TrainOptions {
             .tied_head = dflash::has_tied_head(target_file),
             .float8_head = device.float8_head(),
             .bfloat16_target =
-                dflash::KeepsBfloat16Rows<Device::Backend> &&
+                plan && dflash::KeepsBfloat16Rows<Device::Backend> &&
                 dflash::is_bfloat16(dflash::WeightsFolder(target_model_path), keys.embedding)};
   }
 

@@ -7,8 +7,8 @@
 #include "dflash/core/frozen_rows.hpp"
 #include "dflash/core/tensor.hpp"
 #include "dflash/cpu/backend.hpp"
+#include "dflash/cpu/convert.hpp"
 #include "dflash/cpu/gemm.hpp"
-#include "dflash/cpu/widen.hpp"
 
 namespace dflash {
 
@@ -94,7 +94,7 @@ typename CpuBackend<T>::FrozenMatrix freeze_int8(CpuBackend<T>& backend, InRows<
     std::fill_n(to, width * depth, detail::int8_quad(0));
     for (index_t n = some.begin; n < some.end; ++n) {
       float* const row = scratch.data() + thread * k;
-      w.visit([&](const auto& all) { detail::widen(all.data + n * k, k, row); });
+      w.visit([&](const auto& all) { detail::convert_elements(all.data + n * k, k, row); });
       const float scale = detail::int8_scale(row, k);
       frozen.scales.data()[n] = scale * detail::int8_unit;
       for (index_t at = 0; at < depth; ++at)

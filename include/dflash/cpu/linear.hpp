@@ -8,8 +8,8 @@
 #include "dflash/core/operations.hpp"
 #include "dflash/core/tensor.hpp"
 #include "dflash/cpu/backend.hpp"
+#include "dflash/cpu/convert.hpp"
 #include "dflash/cpu/gemm.hpp"
-#include "dflash/cpu/widen.hpp"
 
 namespace dflash {
 
@@ -104,7 +104,7 @@ template <std::same_as<float> T>
 typename CpuBackend<T>::FrozenMatrix freeze(CpuBackend<T>& backend, View<const bfloat16, 2> w) {
   const index_t rows = w.shape[0], k = w.shape[1];
   const auto widened = [&](Range some, T* to) {
-    detail::widen(w.data + some.begin * k, some.size() * k, to);
+    detail::convert_elements(w.data + some.begin * k, some.size() * k, to);
     return to;
   };
   using namespace detail;

@@ -10,11 +10,11 @@
 #include "dflash/core/frozen_rows.hpp"
 #include "dflash/core/tensor.hpp"
 #include "dflash/cpu/backend.hpp"
+#include "dflash/cpu/convert.hpp"
 #include "dflash/cpu/fetch.hpp"
 #include "dflash/cpu/gemm.hpp"
 #include "dflash/cpu/linear.hpp"
 #include "dflash/cpu/vector_math.hpp"
-#include "dflash/cpu/widen.hpp"
 
 namespace dflash {
 
@@ -167,7 +167,7 @@ class LogitsPass {
       if constexpr (std::is_convertible_v<decltype(words.data), const T*>) return words.data;
       T* const to = widened_.data();
       const auto read = words.rows(few);
-      widen(read.data, read.size(), to + few.begin * words.shape[1]);
+      convert_elements(read.data, read.size(), to + few.begin * words.shape[1]);
       return to;
     });
   }

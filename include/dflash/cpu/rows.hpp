@@ -6,8 +6,8 @@
 #include "dflash/core/frozen_rows.hpp"
 #include "dflash/core/tensor.hpp"
 #include "dflash/cpu/backend.hpp"
+#include "dflash/cpu/convert.hpp"
 #include "dflash/cpu/vector_math.hpp"
-#include "dflash/cpu/widen.hpp"
 
 namespace dflash {
 
@@ -21,7 +21,7 @@ void gather_rows(CpuBackend<T>& backend, InRows<T> w, View<const std::int32_t, 1
     backend.for_parts(ids.shape[0], width, [&](Range part) {
       for (index_t n = part.begin; n < part.end; ++n) {
         expects(ids(n) >= 0 && ids(n) < w.shape[0], "gather_rows: an id is not a row of w");
-        detail::widen(rows.data + ids(n) * width, width, y.data + n * width);
+        detail::convert_elements(rows.data + ids(n) * width, width, y.data + n * width);
       }
     });
   });
