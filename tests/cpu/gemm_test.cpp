@@ -125,6 +125,37 @@ TEST_CASE_TEMPLATE("a row's bits do not depend on the other rows, its place or t
     }
 }
 
+TEST_CASE("a thread has room for every block of rows that it copies") {
+  const auto check = [](const auto& kernel) {
+    for (const index_t depth : {16, 250, 500, 2000})
+      for (index_t most = 1; most <= 400; ++most)
+        for (index_t rows = 1; rows <= most; ++rows) {
+          const index_t blocks = detail::row_blocks(kernel, rows, depth);
+          REQUIRE((rows + blocks - 1) / blocks <= detail::row_block(kernel, most, depth));
+        }
+  };
+  check(detail::gemm_kernel<float>(cpu_paths().back()));
+  check(detail::bfloat16_kernel(cpu_paths().back(), false));
+}
+
+TEST_CASE("gradients of weights have the same bits on any number of threads") {
+  for (const auto& [path, precision] : ways<float>())
+    for (const Shape& shape : {Shape{1000, 480, 160}, {1024, 512, 64}, {2047, 128, 160}}) {
+      const index_t n = shape.n, o = shape.o, k = shape.k;
+      CAPTURE(name_of(path));
+      CAPTURE(name_of(precision));
+      const auto dy = random<float>(n * o, 4), x = random<float>(n * k, 5);
+      const auto gradient = [&](int threads) {
+        CpuBackend<float> backend(threads, path, precision);
+        std::vector<float> dw(at(o * k), 1.f);
+        linear_backward_weight(backend, matrix(dy, n, o), matrix(x, n, k), matrix(dw, o, k));
+        return dw;
+      };
+      const auto one = gradient(1);
+      for (const int threads : {2, 3, 5}) CHECK(same_bits(gradient(threads), one));
+    }
+}
+
 TEST_CASE("weights frozen in bfloat16 give the bits of their values in float") {
   for (const auto& [path, precision] : ways<float>())
     for (const Shape& shape : shapes) {

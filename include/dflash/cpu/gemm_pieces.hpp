@@ -10,20 +10,23 @@ namespace dflash::detail {
 /// Elements of a in a block of rows, a share of the second cache level.
 inline constexpr index_t row_block_size = 1 << 16;
 
-/// Into how many blocks of whole tiles rows are cut for panels of so many elements a column.
+/// Tiles of rows in a block, at most, for panels of so many elements a column.
 template <class T, class A, class B>
-index_t row_blocks(const GemmKernel<T, A, B>& kernel, index_t rows, index_t depth) {
-  const index_t tiles = kernel.row_tiles(rows),
-                most = std::max<index_t>(row_block_size / std::max<index_t>(depth, 1) / kernel.rows,
-                                         4);
-  return (tiles + most - 1) / most;
+index_t block_tiles(const GemmKernel<T, A, B>& kernel, index_t depth) {
+  return std::max<index_t>(row_block_size / std::max<index_t>(depth, 1) / kernel.rows, 4);
 }
 
-/// Rows of the largest of those.
+/// Into how many blocks of whole tiles rows are cut.
+template <class T, class A, class B>
+index_t row_blocks(const GemmKernel<T, A, B>& kernel, index_t rows, index_t depth) {
+  const index_t most = block_tiles(kernel, depth);
+  return (kernel.row_tiles(rows) + most - 1) / most;
+}
+
+/// Most rows that a block of up to so many rows has: of fewer rows a block can be larger.
 template <class T, class A, class B>
 index_t row_block(const GemmKernel<T, A, B>& kernel, index_t rows, index_t depth) {
-  const index_t blocks = row_blocks(kernel, rows, depth);
-  return (rows + blocks - 1) / blocks;
+  return std::min(rows, block_tiles(kernel, depth) * kernel.rows);
 }
 
 /// f(rows in the form that tiles read, which) for the blocks of `rows` rows of a; `copy` has room
