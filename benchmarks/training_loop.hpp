@@ -16,7 +16,7 @@ namespace dflash_benchmark {
 /// Seconds of each phase of a step, and what it asked of the system.
 struct Measured {
   double shard = 0, forward = 0, head = 0, backward = 0, optimizer = 0;
-  double loss = 0;
+  double loss = 0, gradient_norm = 0;
   index_t allocations = 0, page_faults = 0;
 
   double step() const { return shard + forward + head + backward + optimizer; }
@@ -78,7 +78,8 @@ class Trainer {
       });
     }
     m.optimizer = seconds_of([&] {
-      optimizer_.step(weights.flat(), gradients_.flat(), /*rate=*/6e-4, loss.denominator);
+      m.gradient_norm =
+          optimizer_.step(weights.flat(), gradients_.flat(), /*rate=*/6e-4, loss.denominator);
     });
     m.loss = loss.loss();
     m.page_faults = usage().ru_minflt - faults;
