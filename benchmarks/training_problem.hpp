@@ -149,11 +149,19 @@ struct TrainingProblem {
           std::int32_t(random.integer(std::uint64_t(t)) % std::uint64_t(c.vocabulary - 1)));
       text.loss_mask.push_back(1);
     }
-    std::vector<float> features(std::size_t(shape.tokens * c.feature_width()));
-    randomize(backend, dflash::View<float, 1>{features.data(), {index_t(features.size())}}, 1,
-              2000 + i);
-    samples.push_back({std::move(text), std::make_shared<dflash::MemoryFeatures>(
-                                            std::move(features), c.feature_width())});
+    const auto add = [&](auto features) {
+      using T = typename decltype(features)::value_type;
+      randomize(backend, dflash::View<T, 1>{features.data(), {index_t(features.size())}}, 1,
+                2000 + i);
+      samples.push_back({std::move(text), std::make_shared<dflash::MemoryFeatures>(
+                                              std::move(features), c.feature_width())});
+    };
+    // As stores keep them.
+    const auto size = std::size_t(shape.tokens * c.feature_width());
+    if (backend.precision() == dflash::CpuPrecision::bf16)
+      add(std::vector<dflash::bfloat16>(size));
+    else
+      add(std::vector<float>(size));
     blocks.push_back(sample_blocks(samples.back(), {.count = shape.anchors, .size = c.block_size},
                                    /*seed=*/1, /*epoch=*/0));
   }

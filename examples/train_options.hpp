@@ -227,7 +227,9 @@ struct TrainOptions {
             .float8_head = device.float8_head(),
             .bfloat16_target =
                 plan && dflash::KeepsBfloat16Rows<Device::Backend> &&
-                dflash::is_bfloat16(dflash::WeightsFolder(target_model_path), keys.embedding)};
+                dflash::is_bfloat16(dflash::WeightsFolder(target_model_path), keys.embedding),
+            .bfloat16_features = dflash::KeepsBfloat16Rows<Device::Backend> &&
+                                 stored_bytes == sizeof(dflash::bfloat16)};
   }
 
   dflash::AdamWOptions adamw() const {

@@ -34,13 +34,24 @@ inline void onednn_gemm(OnednnBackend& backend, bool a_transposed, bool b_transp
   expects(status == dnnl_success, "OnednnBackend: oneDNN refuses the product");
 }
 
+/// Rows in float, which lie in `room` if they were bfloat16.
+inline In<float, 2> widened(OnednnBackend& backend, InRows<float> rows,
+                            Tensor<OnednnBackend, float, 2>& room) {
+  if (!rows.narrow()) return rows;
+  room = Tensor<OnednnBackend, float, 2>(backend, rows.shape);
+  rows.visit([&](const auto& narrow) { convert(backend, narrow, room.view()); });
+  return room.view();
+}
+
 }  // namespace detail
 
 /// y = x w^T.                                              x (N, I)  w (O, I)  y (N, O)
-inline void linear(OnednnBackend& backend, In<float, 2> x, In<float, 2> w, Out<float, 2> y) {
+inline void linear(OnednnBackend& backend, InRows<float> x, In<float, 2> w, Out<float, 2> y) {
   expects(x.shape[1] == w.shape[1] && y.shape[0] == x.shape[0] && y.shape[1] == w.shape[0],
           "linear: shapes differ");
-  detail::onednn_gemm(backend, false, true, x, w, x.shape[1], y, false);
+  Tensor<OnednnBackend, float, 2> room;
+  detail::onednn_gemm(backend, false, true, detail::widened(backend, x, room), w, x.shape[1], y,
+                      false);
 }
 
 /// dx += dy w, or = it.                                           dy (N, O)  w (O, I)  dx (N, I)
@@ -52,11 +63,13 @@ inline void linear_backward_input(OnednnBackend& backend, In<float, 2> dy, In<fl
 }
 
 /// dw += dy^T x, or = it.                                         dy (N, O)  x (N, I)  dw (O, I)
-inline void linear_backward_weight(OnednnBackend& backend, In<float, 2> dy, In<float, 2> x,
+inline void linear_backward_weight(OnednnBackend& backend, In<float, 2> dy, InRows<float> x,
                                    Out<float, 2> dw, Result result = Result::added) {
   expects(dy.shape[0] == x.shape[0] && dw.shape[0] == dy.shape[1] && dw.shape[1] == x.shape[1],
           "linear_backward_weight: shapes differ");
-  detail::onednn_gemm(backend, true, false, dy, x, x.shape[0], dw, result == Result::added);
+  Tensor<OnednnBackend, float, 2> room;
+  detail::onednn_gemm(backend, true, false, dy, detail::widened(backend, x, room), x.shape[0], dw,
+                      result == Result::added);
 }
 
 static_assert(Backend<OnednnBackend>);

@@ -58,7 +58,7 @@ void check_stored_features(DType dtype) {
   }
   auto batch = shard(cuda, group, samples, blocks, 0);
   CHECK(batch.features.size() > 12 * 25);
-  CHECK(bits(downloaded(cuda, batch.features.view())) == bits(expected));
+  CHECK(bits(downloaded(cuda, batch.features.rows().wide())) == bits(expected));
 }
 
 TEST_CASE("uploads beside the work land before what is given after them") {

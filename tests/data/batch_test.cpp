@@ -65,8 +65,8 @@ TEST_CASE("A batch packs samples without padding and reads only rows before the 
   CHECK(host(batch.context_begin) == std::vector<index_t>{0, 0, 3});
   CHECK(host(batch.context_end) == std::vector<index_t>{1, 3, 7});
   CHECK(batch.labels == HostVector<std::int32_t>{101, 102, 103, 104, 104, 105});
-  CHECK(batch.features.view()(3, 0) == 1000);
-  CHECK(batch.features.view()(6, 1) == -1003);
+  CHECK(batch.features.rows().wide()(3, 0) == 1000);
+  CHECK(batch.features.rows().wide()(6, 1) == -1003);
   for (const auto& memory : {a, b}) {
     const auto& read = static_cast<const WatchedFeatures&>(*memory.features).read_;
     CHECK(read.size() == (memory.text.id == "a" ? 3 : 4));
@@ -99,19 +99,54 @@ TEST_CASE("Features of many rows are those of few, in memory of every kind and i
   const auto far_batch = shard(far, group, samples, blocks, 7);
   const auto wide_batch = shard(wide, group, samples, blocks, 7);
   REQUIRE(near_batch.features.size() == 2 * (rows + 3));
-  CHECK(std::equal(near_batch.features.view().data,
-                   near_batch.features.view().data + near_batch.features.size(),
-                   far_batch.features.view().data));
-  CHECK(std::equal(near_batch.features.view().data,
-                   near_batch.features.view().data + near_batch.features.size(),
-                   wide_batch.features.view().data));
-  CHECK(near_batch.features.view()(rows + 2, 0) == float(rows) - 0.75f);
+  CHECK(std::equal(near_batch.features.rows().wide().data,
+                   near_batch.features.rows().wide().data + near_batch.features.size(),
+                   far_batch.features.rows().wide().data));
+  CHECK(std::equal(near_batch.features.rows().wide().data,
+                   near_batch.features.rows().wide().data + near_batch.features.size(),
+                   wide_batch.features.rows().wide().data));
+  CHECK(near_batch.features.rows().wide()(rows + 2, 0) == float(rows) - 0.75f);
 
   std::vector<bfloat16> rounded(2 * 20000);
   b.features->read_rounded({100, 20100}, rounded.data());
   for (std::size_t i = 0; i < rounded.size(); i += 999)
     CHECK(float(rounded[i]) ==
-          float(bfloat16(near_batch.features.view().data[2 * (3 + 100) + index_t(i)])));
+          float(bfloat16(near_batch.features.rows().wide().data[2 * (3 + 100) + index_t(i)])));
+}
+
+TEST_CASE("Features stay in bfloat16 where all samples have that and the backend keeps it") {
+  const MemorySample a = sample("a", 6, 0.3f), b = sample("b", 9, 7.7f);
+  const auto rounded = [](MemorySample of) {
+    std::vector<bfloat16> values(std::size_t(2 * of.features->rows()));
+    of.features->read_rounded({0, of.features->rows()}, values.data());
+    of.features = std::make_shared<MemoryFeatures>(std::move(values), 2);
+    return of;
+  };
+  const MemorySample narrow_a = rounded(a), narrow_b = rounded(b);
+  const std::vector<Blocks> blocks{blocks_at(a.text.tokens, a.text.loss_mask, {3}, 2),
+                                   blocks_at(b.text.tokens, b.text.loss_mask, {6}, 2)};
+  const SequenceParallelGroup group(SingleProcess{});
+  Cpu cpu;
+  CpuBackend<double> doubles;
+  const auto batch_of = [&](auto& backend, const MemorySample& first, const MemorySample& second) {
+    return shard(backend, group, std::vector<Sample>{first, second}, blocks, 7);
+  };
+  const auto narrow = batch_of(cpu, narrow_a, narrow_b), mixed = batch_of(cpu, narrow_a, b);
+  const auto wide = batch_of(doubles, narrow_a, narrow_b);
+  REQUIRE(narrow.features.rows().narrow());
+  CHECK_FALSE(mixed.features.rows().narrow());
+  CHECK_FALSE(wide.features.rows().narrow());
+  CHECK_THROWS_AS(narrow.features.rows().wide(), Error);
+  narrow.features.rows().visit([&](const auto& rows) {
+    for (index_t row = 0; row < 9; ++row)
+      for (index_t i = 0; i < 2; ++i) {
+        const double sign = i == 0 ? 1 : -1, value = row < 3 ? 0.3f + row : 7.7f + row - 3;
+        CHECK(float(rows(row, i)) == float(bfloat16(float(sign * value))));
+        CHECK(wide.features.rows().wide()(row, i) == float(rows(row, i)));
+        CHECK(mixed.features.rows().wide()(row, i) ==
+              (row < 3 ? float(rows(row, i)) : float(sign * value)));
+      }
+  });
 }
 
 }  // namespace batch_test

@@ -100,7 +100,7 @@ TEST_CASE(
                  found = shard(cpu, group, blocks, 0, std::move(received));
       CHECK(found.samples == expected.samples);
       CHECK(found.context_position.size() == expected.context_position.size());
-      const auto a = expected.features.view(), b = found.features.view();
+      const auto a = expected.features.rows().wide(), b = found.features.rows().wide();
       CHECK(std::vector<float>(a.data, a.data + a.size()) ==
             std::vector<float>(b.data, b.data + b.size()));
       index_t bytes = 0;

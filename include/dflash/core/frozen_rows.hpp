@@ -2,6 +2,7 @@
 
 #include <concepts>
 #include <type_traits>
+#include <utility>
 
 #include "dflash/core/bfloat16.hpp"
 #include "dflash/core/error.hpp"
@@ -9,8 +10,9 @@
 
 namespace dflash {
 
-/// Rows of a frozen matrix as they lie in memory: in T or, where T is float, maybe in bfloat16, as
-/// most files have them. Products with either have the same bits.                          (V, H)
+/// Rows that training does not change (a target's matrix, its hidden states), as they lie in
+/// memory: in T or, where T is float, maybe in bfloat16, as most files have them. Products with
+/// either have the same bits.                                                              (N, I)
 template <class T>
 class FrozenRows {
  public:
@@ -40,7 +42,8 @@ class FrozenRows {
   /// The same rows, which lie in T.
   View<const T, 2> wide() const {
     expects(!narrow_,
-            "FrozenRows: the rows lie in bfloat16; WeightStorage::wide loads them in float");
+            "FrozenRows: the rows lie in bfloat16, which not every operation takes; of weights, "
+            "WeightStorage::wide loads them in float");
     return view_of<T>();
   }
   operator View<const T, 2>() const { return wide(); }
@@ -71,6 +74,30 @@ using InRows = FrozenRows<std::type_identity_t<T>>;
 template <class B>
 concept KeepsBfloat16Rows = std::same_as<typename B::value_type, float> && requires {
   requires B::keeps_bfloat16_rows;
+};
+
+/// Owns such rows: in the backend's type or, where the backend keeps those, in bfloat16.   (N, I)
+template <Backend B>
+class FrozenTensor {
+ public:
+  using T = typename B::value_type;
+
+  FrozenTensor() = default;
+  FrozenTensor(Tensor<B, T, 2> wide) : wide_(std::move(wide)) {}
+  FrozenTensor(Tensor<B, bfloat16, 2> narrow) requires KeepsBfloat16Rows<B>
+      : narrow_(std::move(narrow)), is_narrow_(true) {}
+
+  FrozenRows<T> rows() const {
+    if constexpr (KeepsBfloat16Rows<B>)
+      if (is_narrow_) return narrow_.view();
+    return wide_.view();
+  }
+  index_t size() const { return rows().size(); }
+
+ private:
+  Tensor<B, T, 2> wide_;
+  Tensor<B, bfloat16, 2> narrow_;  // or these
+  bool is_narrow_ = false;
 };
 
 }  // namespace dflash

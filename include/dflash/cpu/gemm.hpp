@@ -45,8 +45,8 @@ struct Panels {
 };
 
 /// Rows [ks) of b, which has k, in panels of columns [columns).     to (padded(columns), depth(k))
-template <class T>
-void pack_panels(const GemmKernel<T>& kernel, Strided<T> b, Range ks, index_t k, Range columns,
+template <class T, class From>
+void pack_panels(const GemmKernel<T>& kernel, Strided<From> b, Range ks, index_t k, Range columns,
                  T* to) {
   on_path(
       kernel.path,
@@ -99,18 +99,19 @@ void for_slices(index_t k, F&& f) {
   } while (ks.begin < k);
 }
 
-/// c = a b or c += a b on one thread, with memory of its own: copies of rows of a, and b packed.
-template <class T, class A, class B>
+/// c = a b or c += a b on one thread, with memory of its own: copies of rows of a, and b packed,
+/// both in the kernel's elements, whatever they were.
+template <class T, class A, class B, class FromA, class FromB>
 class PieceProduct {
  public:
-  PieceProduct(const GemmKernel<T, A, B>& kernel, Strided<T> a, Strided<T> b, index_t rows,
+  PieceProduct(const GemmKernel<T, A, B>& kernel, Strided<FromA> a, Strided<FromB> b, index_t rows,
                index_t k)
       : kernel_(kernel),
         copies_(kernel, a, rows, k),
         k_(k),
         depth_(kernel.depth(k)),
-        packs_(!std::is_same_v<T, B> || b.column_step != 1 ||
-               strays(b.row_step * index_t(sizeof(T)), rows)) {}
+        packs_(!std::is_same_v<FromB, B> || b.column_step != 1 ||
+               strays(b.row_step * index_t(sizeof(FromB)), rows)) {}
 
   /// Whether the rows of a are copied, and whether rows of b serve as they are, but for what is
   /// less than a panel.
@@ -125,11 +126,11 @@ class PieceProduct {
   }
 
   ///                                                 a (c's rows, k)  b (k, c's columns)
-  void operator()(Strided<T> a, Strided<T> b, View<T, 2> c, index_t c_row, bool add, A* copy,
-                  B* packed) const {
+  void operator()(Strided<FromA> a, Strided<FromB> b, View<T, 2> c, index_t c_row, bool add,
+                  A* copy, B* packed) const {
     const index_t columns = c.shape[1], panel = kernel_.panel_columns();
     index_t j = 0;
-    if constexpr (std::is_same_v<T, B>)
+    if constexpr (std::is_same_v<FromB, B>)
       if (j = packs_ ? 0 : columns / panel * panel; j > 0)
         each_row_block(kernel_, copies_, depth_, a, c.shape[0], copy,
                        [&](RowBlock<A> from, Range r) {
@@ -155,8 +156,8 @@ class PieceProduct {
 
   /// The first block of rows packs b group by group: each is multiplied while it is in the cache,
   /// and meanwhile the next one's columns come there.
-  void multiply_packed(Strided<T> a, Strided<T> b, View<T, 2> c, index_t c_row, bool add, A* copy,
-                       B* packed) const {
+  void multiply_packed(Strided<FromA> a, Strided<FromB> b, View<T, 2> c, index_t c_row, bool add,
+                       A* copy, B* packed) const {
     const index_t columns = c.shape[1], stored = kernel_.stored_depth(k_),
                   each = whole_panels(kernel_, depth_, panel_group_size);
     const Panels<B> panels{packed, stored, columns};
@@ -169,7 +170,7 @@ class PieceProduct {
             next{now.end, std::min(columns, now.end + each)};
         pack_panels(kernel_, b, {0, k_}, k_, now, packed + j * stored);
         const index_t calls = kernel_.row_tiles(r.size()) * kernel_.panels(now.size());
-        const T* const later = b.at(0, next.begin);
+        const FromB* const later = b.at(0, next.begin);
         Fetch fetch = b.row_step == 1 ? Fetch(later, next.size(), b.column_step, k_, calls)
                                       : Fetch(later, k_, b.row_step, next.size(), calls);
         multiply(kernel_, from, r.size(), panels.part(j, each), {0, depth_}, to + j, c_row, add,
@@ -179,7 +180,7 @@ class PieceProduct {
   }
 
   const GemmKernel<T, A, B>& kernel_;
-  RowCopies<T, A, B> copies_;
+  RowCopies<T, A, B, FromA> copies_;
   index_t k_, depth_;
   bool packs_;
 };
@@ -190,13 +191,13 @@ class PieceProduct {
 /// chains of multiply-adds over k (gemm_chain) in increasing order, whatever the other rows, the
 /// pieces, the threads. With `add` the sum is finished first and then added once (once per
 /// gemm_slice, and once per product of a kernel that splits its factors).
-template <class T, class A, class B>
-void gemm(CpuBackend<T>& backend, const GemmKernel<T, A, B>& kernel, Strided<T> a, Strided<T> b,
-          index_t k, View<T, 2> c, bool add) {
+template <class T, class A, class B, class FromA, class FromB>
+void gemm(CpuBackend<T>& backend, const GemmKernel<T, A, B>& kernel, Strided<FromA> a,
+          Strided<FromB> b, index_t k, View<T, 2> c, bool add) {
   if (c.size() == 0) return;
   const index_t rows = c.shape[0], columns = c.shape[1];
   for_slices(k, [&](Range ks) {
-    const PieceProduct<T, A, B> product(kernel, a, b, rows, ks.size());
+    const PieceProduct<T, A, B, FromA, FromB> product(kernel, a, b, rows, ks.size());
     const GemmPieces pieces(kernel, rows, columns, ks.size(), backend.threads(), product.copies(),
                             product.packs());
     const index_t copy = product.copy_size(pieces.height()),

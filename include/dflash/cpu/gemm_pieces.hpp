@@ -31,9 +31,9 @@ index_t row_block(const GemmKernel<T, A, B>& kernel, index_t rows, index_t depth
 
 /// f(rows in the form that tiles read, which) for the blocks of `rows` rows of a; `copy` has room
 /// for one.
-template <class T, class A, class B, class F>
-void each_row_block(const GemmKernel<T, A, B>& kernel, const RowCopies<T, A, B>& copies,
-                    index_t depth, Strided<T> a, index_t rows, A* copy, F&& f) {
+template <class T, class A, class B, class From, class F>
+void each_row_block(const GemmKernel<T, A, B>& kernel, const RowCopies<T, A, B, From>& copies,
+                    index_t depth, Strided<From> a, index_t rows, A* copy, F&& f) {
   const index_t blocks = row_blocks(kernel, rows, depth);
   for (index_t i = 0; i < blocks; ++i) {
     const Range r = tile_rows(rows, blocks, i);

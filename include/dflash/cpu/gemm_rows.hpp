@@ -61,15 +61,15 @@ struct RowBlock {
 };
 
 /// Whether and how blocks of the rows of a, which has `rows`, are copied before they are
-/// multiplied.
-template <class T, class A, class B>
+/// multiplied. What is not in T lies row after row.
+template <class T, class A, class B, class From = T>
 class RowCopies;
 
 /// Rows of a matrix distant by a large power of two fall into the same few lines of a cache.
 inline bool crowded(index_t row_bytes) { return row_bytes % 2048 == 0; }
 
 template <class T>
-class RowCopies<T, T, T> {
+class RowCopies<T, T, T, T> {
  public:
   RowCopies(const GemmKernel<T>& kernel, Strided<T> a, index_t rows, index_t k)
       : kernel_(kernel),
@@ -98,17 +98,38 @@ class RowCopies<T, T, T> {
   index_t k_, step_;
 };
 
-template <class B>
-class RowCopies<float, bfloat16_pair, B> {
+template <>
+class RowCopies<float, float, float, bfloat16> {
+ public:
+  RowCopies(const GemmKernel<float>& kernel, Strided<bfloat16>, index_t, index_t k)
+      : path_(kernel.path), k_(k), step_(k + 16) {}
+
+  bool needed() const { return true; }
+  index_t size(index_t height) const { return height * step_; }
+  RowBlock<float> make(Strided<bfloat16> a, index_t rows, float* copy) const {
+    on_path(
+        path_, [ =, k = k_, step = step_ ]() __attribute__((always_inline)) {
+          for (index_t n = 0; n < rows; ++n) copy_few(a.at(n, 0), k, copy + n * step);
+        });
+    return {copy, step_, 1};
+  }
+
+ private:
+  CpuPath path_;
+  index_t k_, step_;
+};
+
+template <class B, class From>
+class RowCopies<float, bfloat16_pair, B, From> {
  public:
   using Kernel = GemmKernel<float, bfloat16_pair, B>;
   // Matrix registers read whole ones, beyond the last row.
-  RowCopies(const Kernel& kernel, Strided<float>, index_t, index_t k)
+  RowCopies(const Kernel& kernel, Strided<From>, index_t, index_t k)
       : kernel_(kernel), k_(k), step_(kernel.stored_depth(k) + 16) {}
 
   bool needed() const { return true; }
   index_t size(index_t height) const { return (height + kernel_.rows) * step_; }
-  RowBlock<bfloat16_pair> make(Strided<float> a, index_t rows, bfloat16_pair* copy) const {
+  RowBlock<bfloat16_pair> make(Strided<From> a, index_t rows, bfloat16_pair* copy) const {
     pack_rows(kernel_, a, rows, k_, copy, step_);
     return {copy, step_, 1};
   }
@@ -119,7 +140,7 @@ class RowCopies<float, bfloat16_pair, B> {
 };
 
 template <class B>
-requires(k_per_element<B> > 1) class RowCopies<float, float, B> {
+requires(k_per_element<B> > 1) class RowCopies<float, float, B, float> {
  public:
   RowCopies(const GemmKernel<float, float, B>&, Strided<float> a, index_t rows, index_t k)
       : needed_(k % each != 0 || (rows > 4 && crowded(a.row_step * index_t(sizeof(float))))),

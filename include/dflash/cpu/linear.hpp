@@ -5,6 +5,7 @@
 #include <type_traits>
 
 #include "dflash/core/bfloat16.hpp"
+#include "dflash/core/frozen_rows.hpp"
 #include "dflash/core/operations.hpp"
 #include "dflash/core/tensor.hpp"
 #include "dflash/cpu/backend.hpp"
@@ -24,8 +25,9 @@ auto with_kernel(CpuBackend<T>& backend, F f) {
   return f(backend.gemm_kernel());
 }
 
-template <class T>
-void gemm(CpuBackend<T>& backend, Strided<T> a, Strided<T> b, index_t k, View<T, 2> c, bool add) {
+template <class T, class FromA, class FromB>
+void gemm(CpuBackend<T>& backend, Strided<FromA> a, Strided<FromB> b, index_t k, View<T, 2> c,
+          bool add) {
   with_kernel(backend, [&](const auto& kernel) { gemm(backend, kernel, a, b, k, c, add); });
 }
 
@@ -33,11 +35,14 @@ void gemm(CpuBackend<T>& backend, Strided<T> a, Strided<T> b, index_t k, View<T,
 
 /// y = x w^T.                                              x (N, I)  w (O, I)  y (N, O)
 template <class T>
-void linear(CpuBackend<T>& backend, In<T, 2> x, In<T, 2> w, Out<T, 2> y) {
+void linear(CpuBackend<T>& backend, InRows<T> x, In<T, 2> w, Out<T, 2> y) {
   expects(x.shape[1] == w.shape[1] && y.shape[0] == x.shape[0] && y.shape[1] == w.shape[0],
           "linear: shapes differ");
   const index_t k = x.shape[1];
-  detail::gemm<T>(backend, {x.data, k, 1}, {w.data, 1, k}, k, y, false);
+  x.visit([&](const auto& rows) {
+    detail::gemm(backend, detail::Strided{rows.data, k, 1}, detail::Strided{w.data, 1, k}, k, y,
+                 false);
+  });
 }
 
 /// dx += dy w, or = it.                                           dy (N, O)  w (O, I)  dx (N, I)
@@ -47,18 +52,21 @@ void linear_backward_input(CpuBackend<T>& backend, In<T, 2> dy, In<T, 2> w, Out<
   expects(dy.shape[1] == w.shape[0] && dx.shape[0] == dy.shape[0] && dx.shape[1] == w.shape[1],
           "linear_backward_input: shapes differ");
   const index_t k = dy.shape[1];
-  detail::gemm<T>(backend, {dy.data, k, 1}, {w.data, w.shape[1], 1}, k, dx,
-                  result == Result::added);
+  detail::gemm(backend, detail::Strided{dy.data, k, 1}, detail::Strided{w.data, w.shape[1], 1}, k,
+               dx, result == Result::added);
 }
 
 /// dw += dy^T x, or = it.                                         dy (N, O)  x (N, I)  dw (O, I)
 template <class T>
-void linear_backward_weight(CpuBackend<T>& backend, In<T, 2> dy, In<T, 2> x, Out<T, 2> dw,
+void linear_backward_weight(CpuBackend<T>& backend, In<T, 2> dy, InRows<T> x, Out<T, 2> dw,
                             Result result = Result::added) {
   expects(dy.shape[0] == x.shape[0] && dw.shape[0] == dy.shape[1] && dw.shape[1] == x.shape[1],
           "linear_backward_weight: shapes differ");
-  detail::gemm<T>(backend, {dy.data, 1, dy.shape[1]}, {x.data, x.shape[1], 1}, x.shape[0], dw,
-                  result == Result::added);
+  x.visit([&](const auto& rows) {
+    detail::gemm(backend, detail::Strided{dy.data, 1, dy.shape[1]},
+                 detail::Strided{rows.data, x.shape[1], 1}, x.shape[0], dw,
+                 result == Result::added);
+  });
 }
 
 namespace detail {

@@ -1,7 +1,9 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 
+#include "dflash/core/bfloat16.hpp"
 #include "dflash/core/config.hpp"
 #include "dflash/cpu/gemm_tile.hpp"
 
@@ -77,13 +79,16 @@ void copy_few(const T* from, index_t n, T* to) {
     *(typename V::Memory*)(to + i) = *(const typename V::Memory*)(from + i);
   for (; i < n; ++i) to[i] = from[i];
 }
+[[gnu::always_inline]] inline void copy_few(const bfloat16* from, index_t n, float* to) {
+  for (index_t i = 0; i < n; ++i) to[i] = static_cast<float>(from[i]);
+}
 
-/// Copies a row of a panel.
-template <class T>
-[[gnu::always_inline]] inline void copy_row(const T* from, index_t n, T* to) {
+/// Copies a row of a panel, in its type.
+template <class From, class T>
+[[gnu::always_inline]] inline void copy_row(const From* from, index_t n, T* to) {
   constexpr int whole = 128 / sizeof(T);
   if (n == whole)
-    for (int i = 0; i < whole; ++i) to[i] = from[i];
+    for (int i = 0; i < whole; ++i) to[i] = static_cast<T>(from[i]);
   else
     copy_few(from, n, to);
 }
@@ -98,20 +103,22 @@ template <class T>
 inline constexpr index_t rows_ahead = 4;
 
 /// Rows [ks) of b, columns [columns), as panels of `depth` rows, `width` wide, the last maybe
-/// `narrow` wide, filled up with zeros.
-template <class T>
-[[gnu::always_inline]] inline void pack_panels(Strided<T> b, Range ks, index_t depth, Range columns,
-                                               index_t width, index_t narrow, T* to) {
+/// `narrow` wide, filled up with zeros. What is not in T lies row after row.
+template <class From, class T>
+[[gnu::always_inline]] inline void pack_panels(Strided<From> b, Range ks, index_t depth,
+                                               Range columns, index_t width, index_t narrow,
+                                               T* to) {
   const auto each_panel = [&](auto&& f) __attribute__((always_inline)) {
     for (index_t j = columns.begin; j < columns.end; j += width) {
       const index_t left = std::min(columns.end - j, width), wide = left > narrow ? width : narrow;
       f(j, left, wide, to + (j - columns.begin) * depth + ks.begin * wide);
     }
   };
-  if (b.row_step == 1) {
+  if (std::is_same_v<From, T> && b.row_step == 1) {
     each_panel([&](index_t j, index_t left, index_t wide, T * panel)
                    __attribute__((always_inline)) {
-                     transpose(b.at(ks.begin, j), b.column_step, ks.size(), left, panel, wide);
+                     if constexpr (std::is_same_v<From, T>)
+                       transpose(b.at(ks.begin, j), b.column_step, ks.size(), left, panel, wide);
                    });
   } else {
     for (index_t i = ks.begin; i < ks.end; ++i) {

@@ -151,6 +151,37 @@ void pack_panels(const GemmKernel<float, A, bfloat16_pair>& kernel, Strided<floa
       });
 }
 
+/// The same of b in bfloat16, row after row: pairs of what is there, their rests zero.
+template <class A>
+void pack_panels(const GemmKernel<float, A, bfloat16_pair>& kernel, Strided<bfloat16> b, Range ks,
+                 index_t k, Range columns, bfloat16_pair* to) {
+  const index_t depth = kernel.depth(k), stored = kernel.stored_depth(k),
+                panel = kernel.panel_columns(), first = ks.begin / 2,
+                end = ks.end < k ? ks.end / 2 : depth;
+  const bool split = kernel.split;
+  on_path(
+      kernel.path, [ =, lanes = kernel.lanes ]() __attribute__((always_inline)) {
+        for (index_t i = first; i < end; ++i) {
+          // Beyond the last row there are zeros.
+          const std::uint32_t lower = 2 * i < k ? 0xffffu : 0, upper = 2 * i + 1 < k ? ~0xffffu : 0;
+          const index_t at = std::min(2 * i, k - 1), after = std::min(2 * i + 1, k - 1);
+          for (index_t row = 2 * i; row < 2 * i + 2; ++row)
+            if (row + rows_ahead < ks.end)
+              prefetch(b.at(row + rows_ahead, columns.begin), columns.size());
+          for (index_t j = columns.begin; j < columns.end; j += panel) {
+            const index_t left = std::min(columns.end - j, panel),
+                          width = left > lanes ? panel : lanes;
+            bfloat16_pair* const pairs = to + (j - columns.begin) * stored + i * width;
+            const bfloat16 *const x = b.at(at, j), *const next = b.at(after, j);
+            for (index_t l = 0; l < left; ++l)
+              pairs[l] = (x[l].bits & lower) | (std::uint32_t(next[l].bits) << 16 & upper);
+            std::fill(pairs + left, pairs + width, 0u);
+            if (split) std::fill_n(pairs + depth * width, width, 0u);
+          }
+        }
+      });
+}
+
 /// Rows of a as rows of pairs, `step` apart.                                 a (rows, k)
 template <class B>
 void pack_rows(const GemmKernel<float, bfloat16_pair, B>& kernel, Strided<float> a, index_t rows,
@@ -192,6 +223,21 @@ void pack_rows(const GemmKernel<float, bfloat16_pair, B>& kernel, Strided<float>
           }
         }
       });
+}
+
+/// The same of a in bfloat16, row after row.
+template <class B>
+void pack_rows(const GemmKernel<float, bfloat16_pair, B>& kernel, Strided<bfloat16> a, index_t rows,
+               index_t k, bfloat16_pair* to, index_t step) {
+  const index_t stored = kernel.stored_depth(k), whole = k / 2;
+  for (index_t n = 0; n < rows; ++n) {
+    const bfloat16* const x = a.at(n, 0);
+    bfloat16_pair* const pairs = to + n * step;
+    for (index_t i = 0; i < whole; ++i)
+      pairs[i] = x[2 * i].bits | std::uint32_t(x[2 * i + 1].bits) << 16;
+    std::fill(pairs + whole, pairs + stored, 0u);
+    if (k % 2 != 0) pairs[whole] = x[k - 1].bits;
+  }
 }
 
 }  // namespace dflash::detail

@@ -8,6 +8,8 @@
 
 #include "dflash/comm/sequence_parallel_group.hpp"
 #include "dflash/core/attention_rule.hpp"
+#include "dflash/core/bfloat16.hpp"
+#include "dflash/core/frozen_rows.hpp"
 #include "dflash/core/host_vector.hpp"
 #include "dflash/core/tensor.hpp"
 #include "dflash/core/uploads.hpp"
@@ -26,7 +28,7 @@ struct Batch {
   index_t block_size = 0;                       // K
   index_t samples = 0;                          // of the whole group
 
-  Tensor<B, T, 2> features;                          // (S, C * H), this rank's rows
+  FrozenTensor<B> features;                          // (S, C * H), this rank's rows
   Tensor<B, index_t, 1> context_position;            // (S), in its own sample
   Tensor<B, index_t, 1> block_position;              // (N * K)
   Tensor<B, std::int32_t, 1> tokens;                 // (N * K): anchor token, then masks
@@ -142,7 +144,8 @@ Batch<B> shard_without_features(B& backend, const SequenceParallelGroup<C>& grou
 }  // namespace detail
 
 /// Packs samples and their blocks, and keeps what this rank of the group holds. Only the feature
-/// rows of this rank before each sample's last anchor are read; nothing is communicated.
+/// rows of this rank before each sample's last anchor are read; nothing is communicated. Features
+/// that are all stored in bfloat16 stay so where the backend keeps such rows.
 template <Backend B, Communicator C>
 Batch<B> shard(B& backend, const SequenceParallelGroup<C>& group, std::span<const Sample> samples,
                std::span<const Blocks> blocks, std::int32_t mask_token) {
@@ -154,11 +157,22 @@ Batch<B> shard(B& backend, const SequenceParallelGroup<C>& group, std::span<cons
     expects(samples[part.sample].features->width() == width,
             "all samples have features of one width");
   Batch<B> batch = detail::shard_without_features(backend, group, blocks, mask_token, parts);
-  batch.features = Tensor<B, T, 2>(backend, {batch.context_position.size(), width});
-  // The batch may be made while another is trained on.
-  uploads_beside(backend).upload_rows(
-      batch.context_position.size(), width, batch.features.view().data,
-      [&](Range some, T* out) { detail::read_own_rows<T>(samples, parts, some, width, out); });
+  const auto read = [&]<class U>(Tensor<B, U, 2> rows) {
+    // The batch may be made while another is trained on.
+    uploads_beside(backend).upload_rows(
+        batch.context_position.size(), width, rows.view().data,
+        [&](Range some, U* out) { detail::read_own_rows(samples, parts, some, width, out); });
+    return FrozenTensor<B>(std::move(rows));
+  };
+  const index_t shape[] = {batch.context_position.size(), width};
+  if constexpr (KeepsBfloat16Rows<B>)
+    if (!samples.empty() && std::all_of(samples.begin(), samples.end(), [](const Sample& sample) {
+          return sample.features->in_bfloat16();
+        })) {
+      batch.features = read(Tensor<B, bfloat16, 2>(backend, shape));
+      return batch;
+    }
+  batch.features = read(Tensor<B, T, 2>(backend, shape));
   return batch;
 }
 

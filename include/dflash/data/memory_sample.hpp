@@ -1,10 +1,11 @@
 #pragma once
 
-#include <algorithm>
 #include <memory>
 #include <utility>
+#include <variant>
 #include <vector>
 
+#include "dflash/core/bfloat16.hpp"
 #include "dflash/core/error.hpp"
 #include "dflash/data/sample.hpp"
 
@@ -15,19 +16,36 @@ class MemoryFeatures final : public FeatureRows {
  public:
   /// values (rows, width), row after row.
   MemoryFeatures(std::vector<float> values, index_t width)
-      : values_(std::move(values)), width_(width) {
-    expects(width > 0 && index_t(values_.size()) % width == 0, "features are whole rows");
-  }
-  index_t rows() const override { return index_t(values_.size()) / width_; }
+      : MemoryFeatures(Values(std::move(values)), width) {}
+  MemoryFeatures(std::vector<bfloat16> values, index_t width)
+      : MemoryFeatures(Values(std::move(values)), width) {}
+  index_t rows() const override { return rows_; }
   index_t width() const override { return width_; }
-  void read(Range range, float* out) const override {
-    expects(range.begin >= 0 && range.end <= rows(), "feature rows lie inside the sample");
-    std::copy_n(values_.data() + range.begin * width_, range.size() * width_, out);
-  }
+  bool in_bfloat16() const override { return values_.index() == 1; }
+  void read(Range range, float* out) const override { read_as(range, out); }
+  void read_rounded(Range range, bfloat16* out) const override { read_as(range, out); }
 
  private:
-  std::vector<float> values_;
-  index_t width_;
+  using Values = std::variant<std::vector<float>, std::vector<bfloat16>>;
+
+  MemoryFeatures(Values values, index_t width) : values_(std::move(values)), width_(width) {
+    const index_t size = std::visit([](const auto& all) { return index_t(all.size()); }, values_);
+    expects(width > 0 && size % width == 0, "features are whole rows");
+    rows_ = size / width;
+  }
+  template <class T>
+  void read_as(Range range, T* out) const {
+    expects(range.begin >= 0 && range.end <= rows_, "feature rows lie inside the sample");
+    std::visit(
+        [&](const auto& all) {
+          const auto* const from = all.data() + range.begin * width_;
+          for (index_t i = 0; i < range.size() * width_; ++i) out[i] = static_cast<T>(from[i]);
+        },
+        values_);
+  }
+
+  Values values_;
+  index_t rows_ = 0, width_;
 };
 
 /// A view of a text, which must outlive it; without features yet.

@@ -31,6 +31,8 @@ class FeatureRows {
   virtual index_t width() const = 0;  // C * H
   /// Rows [range) as 32-bit floats.                     out (range, width)
   virtual void read(Range range, float* out) const = 0;
+  /// Whether they are stored in bfloat16, so that read_rounded rounds nothing.
+  virtual bool in_bfloat16() const { return false; }
   /// The same rounded to bfloat16: for rows that are stored so there is no float between.
   virtual void read_rounded(Range range, bfloat16* out) const;
 };

@@ -50,6 +50,7 @@ class StoreShard {
   index_t samples() const { return sample_checksums_.size; }
   index_t rows() const { return rows_; }
   index_t width(std::size_t matrix) const { return matrices_[matrix].width; }
+  DType dtype() const { return dtype_; }
   std::size_t matrices() const { return matrices_.size(); }
 
   /// Where a sample of this shard lies. Error if its offsets are impossible.
@@ -159,6 +160,7 @@ class StoreRows : public FeatureRows {
 
   index_t rows() const override { return shard_->rows_of(sample_).size(); }
   index_t width() const override { return shard_->width(matrix_); }
+  bool in_bfloat16() const override { return shard_->dtype() == DType::bf16; }
   void read(Range range, float* out) const override { read_as(range, out); }
   void read_rounded(Range range, bfloat16* out) const override { read_as(range, out); }
 

@@ -72,7 +72,7 @@ class DraftModel {
     const auto& w = *weights;
     s.context_rope = rope_tables(batch.context_position.view());
     s.block_rope = rope_tables(batch.block_position.view());
-    fuse(weights, batch.features.view(), s.fused, s.context, s.context_rstd);
+    fuse(weights, batch.features.rows(), s.fused, s.context, s.context_rstd);
 
     s.x.clear();
     s.x.push_back(std::move(x));
@@ -124,13 +124,13 @@ class DraftModel {
     Matrix dfused = zeros(s.fused);
     rms_norm_backward(backend(), s.fused.view(), w.hidden_norm, s.context_rstd.view(),
                       dcontext.view(), dfused.view(), g.hidden_norm);
-    linear_backward_weight(backend(), dfused.view(), batch.features.view(), g.fc, result);
+    linear_backward_weight(backend(), dfused.view(), batch.features.rows(), g.fc, result);
     is_final(index_t(w.layers.size()));
   }
 
   /// context = hidden_norm(fc(features)): what all layers see of the target.
   ///                                                 features (S, C * H)  fused, context (S, H)
-  void fuse(const Weights& weights, In<T, 2> features, Matrix& fused, Matrix& context,
+  void fuse(const Weights& weights, InRows<T> features, Matrix& fused, Matrix& context,
             Vector& rstd) const {
     const index_t rows = features.shape[0], hidden = config_.shape.hidden;
     fused = Matrix(backend(), {rows, hidden});

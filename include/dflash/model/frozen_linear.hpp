@@ -4,7 +4,7 @@
 
 #include "dflash/core/frozen_rows.hpp"
 #include "dflash/core/operations.hpp"
-#include "dflash/model/stored_matrix.hpp"
+#include "dflash/model/load_frozen.hpp"
 #include "dflash/model/weight_source.hpp"
 
 namespace dflash {
@@ -42,8 +42,8 @@ struct FrozenLinear {
                            const LinearShape& shape, const TensorPart& part,
                            WeightStorage storage) {
     FrozenLinear linear;
-    const StoredMatrix<B> w(backend, weights, name + ".weight", {shape.outputs, shape.inputs}, part,
-                            storage);
+    const FrozenTensor<B> w = load_frozen(backend, weights, name + ".weight",
+                                          {shape.outputs, shape.inputs}, part, storage);
     linear.weight = freeze(backend, w.rows(), storage);
     linear.outputs = part.rows.size();
     if (shape.bias)

@@ -9,7 +9,7 @@
 #include "dflash/io/in_quotes.hpp"
 #include "dflash/io/json_file.hpp"
 #include "dflash/io/weights_folder.hpp"
-#include "dflash/model/stored_matrix.hpp"
+#include "dflash/model/load_frozen.hpp"
 #include "dflash/model/vocabulary_parallel.hpp"
 #include "dflash/model/weight_source.hpp"
 
@@ -62,7 +62,7 @@ class FrozenTarget {
     embedding_rows_ = shares.embedding.of(vocabulary_);
     lm_head_rows_ = shares.lm_head.of(vocabulary_);
     const auto load = [&](const std::string& name, Range rows) {
-      return StoredMatrix<B>(backend, weights, name, extents, {rows, {0, shape[1]}}, storage);
+      return load_frozen(backend, weights, name, extents, {rows, {0, shape[1]}}, storage);
     };
     embedding_ = load(keys.embedding, embedding_rows_);
     shared_ = tied && embedding_rows_.begin <= lm_head_rows_.begin &&
@@ -84,7 +84,7 @@ class FrozenTarget {
   index_t hidden() const { return embedding().shape[1]; }  // H
 
  private:
-  StoredMatrix<B> embedding_, lm_head_;
+  FrozenTensor<B> embedding_, lm_head_;
   index_t vocabulary_ = 0;
   Range embedding_rows_, lm_head_rows_;  // that are here
   bool shared_ = false;                  // the head's rows are among the embedding's

@@ -35,6 +35,7 @@ struct TrainingPlan {
   bool tied_head = false;       // the target's head is its embedding
   bool float8_head = false;     // the loss has two copies of the head in float8
   bool bfloat16_target = false;             // its matrices stay in bfloat16 whatever `bytes` says
+  bool bfloat16_features = false;           // and so do features that are read
   std::optional<TargetConfig> target = {};  // where the target itself runs in the job
 
   struct Item {
@@ -229,7 +230,8 @@ struct TrainingPlan {
   /// Features, positions, tokens, and what each block of the group sees.
   index_t batch_bytes(index_t rank) const {
     const Part p = part(rank);
-    return p.context * (config.feature_width() * bytes.value + index_t(sizeof(index_t))) +
+    const index_t each = bfloat16_features ? index_t(sizeof(bfloat16)) : bytes.value;
+    return p.context * (config.feature_width() * each + index_t(sizeof(index_t))) +
            p.rows * index_t(sizeof(index_t) + sizeof(std::int32_t)) +
            2 * blocks_total() * index_t(sizeof(index_t));
   }

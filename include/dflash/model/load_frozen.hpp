@@ -34,36 +34,17 @@ bool is_bfloat16(const W& weights, std::string_view name) {
   return false;
 }
 
-/// A part of a frozen matrix in memory: in bfloat16 where the source has that and the backend keeps
-/// such rows, else in the backend's type.
-template <Backend B>
-class StoredMatrix {
- public:
-  using T = typename B::value_type;
-
-  StoredMatrix() = default;
-  /// Reads that part alone. Error naming the tensor that is missing or of another shape.
-  template <WeightSource W>
-  StoredMatrix(B& backend, const W& weights, const std::string& name, const index_t (&shape)[2],
-               const TensorPart& part, WeightStorage storage = WeightStorage::as_stored) {
-    if constexpr (KeepsBfloat16Rows<B>)
-      if (narrow_ = storage != WeightStorage::wide && is_bfloat16(weights, name); narrow_) {
-        bfloat16s_ = load_part_as<bfloat16>(backend, weights, name, shape, part);
-        return;
-      }
-    values_ = load_part(backend, weights, name, shape, part);
-  }
-
-  FrozenRows<T> rows() const {
-    if constexpr (KeepsBfloat16Rows<B>)
-      if (narrow_) return bfloat16s_.view();
-    return values_.view();
-  }
-
- private:
-  Tensor<B, T, 2> values_;
-  Tensor<B, bfloat16, 2> bfloat16s_;  // or these
-  bool narrow_ = false;
-};
+/// A part of a frozen matrix, which alone is read: in bfloat16 where the source has that and the
+/// backend keeps such rows, else in the backend's type. Error naming the tensor that is missing or
+/// of another shape.
+template <Backend B, WeightSource W>
+FrozenTensor<B> load_frozen(B& backend, const W& weights, const std::string& name,
+                            const index_t (&shape)[2], const TensorPart& part,
+                            WeightStorage storage = WeightStorage::as_stored) {
+  if constexpr (KeepsBfloat16Rows<B>)
+    if (storage != WeightStorage::wide && is_bfloat16(weights, name))
+      return load_part_as<bfloat16>(backend, weights, name, shape, part);
+  return load_part(backend, weights, name, shape, part);
+}
 
 }  // namespace dflash
