@@ -4,12 +4,14 @@
 
 #include <numeric>
 
+#include "data/bfloat16_features.hpp"
 #include "dflash/cpu.hpp"
 #include "dflash/data/memory_sample.hpp"
 
 namespace batch_test {
 
 using namespace dflash;
+using dflash_test::with_bfloat16_features;
 using Cpu = CpuBackend<float>;
 
 /// Fails when rows are read that nobody may need, and remembers what was read.
@@ -116,13 +118,7 @@ TEST_CASE("Features of many rows are those of few, in memory of every kind and i
 
 TEST_CASE("Features stay in bfloat16 where all samples have that and the backend keeps it") {
   const MemorySample a = sample("a", 6, 0.3f), b = sample("b", 9, 7.7f);
-  const auto rounded = [](MemorySample of) {
-    std::vector<bfloat16> values(std::size_t(2 * of.features->rows()));
-    of.features->read_rounded({0, of.features->rows()}, values.data());
-    of.features = std::make_shared<MemoryFeatures>(std::move(values), 2);
-    return of;
-  };
-  const MemorySample narrow_a = rounded(a), narrow_b = rounded(b);
+  const MemorySample narrow_a = with_bfloat16_features(a), narrow_b = with_bfloat16_features(b);
   const std::vector<Blocks> blocks{blocks_at(a.text.tokens, a.text.loss_mask, {3}, 2),
                                    blocks_at(b.text.tokens, b.text.loss_mask, {6}, 2)};
   const SequenceParallelGroup group(SingleProcess{});

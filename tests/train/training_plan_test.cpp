@@ -5,6 +5,7 @@
 #include <array>
 #include <mutex>
 
+#include "data/bfloat16_features.hpp"
 #include "dflash/comm/thread_communicator.hpp"
 #include "dflash/model/ulysses_attention.hpp"
 #include "dflash/train/micro_step.hpp"
@@ -14,6 +15,7 @@
 namespace training_plan_test {
 
 using namespace dflash;
+using dflash_test::with_bfloat16_features;
 
 TEST_CASE("The plan's parameter counts are those of published drafts") {
   nlohmann::json config{
@@ -160,34 +162,39 @@ TEST_CASE("The plan's memory is what a rank uses, by kind") {
        {"num_target_layers", 8},
        {"dflash_config", {{"target_layer_ids", {1, 3, 5}}, {"mask_token_id", 255}}}},
       "config.json");
-  const std::vector<MemorySample> memory = random_samples(config, {1501, 1501}, 4);
+  const std::vector<MemorySample> wide = random_samples(config, {1501, 1501}, 4);
   std::vector<index_t> anchors;
   for (index_t n = 1; n <= 30; ++n) anchors.push_back(50 * n);
   std::vector<Blocks> blocks;
-  for (const auto& sample : memory)
+  for (const auto& sample : wide)
     blocks.push_back(blocks_at(sample.text.tokens, sample.text.loss_mask, anchors, 8));
+  std::vector<MemorySample> narrow;
+  for (const auto& sample : wide) narrow.push_back(with_bfloat16_features(sample));
   for (const SequenceLayout& layout :
        {SequenceLayout{1, 1}, {2, 1}, {4, 1}, {1, 4}, {2, 2}, {8, 1}}) {
     CAPTURE(layout.ulysses);
     CAPTURE(layout.ring);
+    const bool stay_narrow = layout.ranks() <= 2;
     const TrainingPlan plan{.config = config,
                             .layout = layout,
                             .samples = 2,
                             .sample_tokens = 1500,
                             .sample_blocks = 30,
-                            .tied_head = true};
-    step_on_ranks(plan, memory, blocks, [&](index_t rank, const Counted& counted) {
-      const auto kinds = plan.memory(rank);
-      for (std::size_t i = 0; i < counted.kinds.size(); ++i) {
-        CAPTURE(kinds[i].name);
-        // Blocks of memory come in sizes a quarter apart.
-        CHECK(double(counted.kinds[i]) >= 0.98 * double(kinds[i].bytes));
-        CHECK(double(counted.kinds[i]) <= 1.25 * double(kinds[i].bytes) + 4096);
-      }
-      const double ratio = double(counted.peak) / double(plan.memory_bytes(rank));
-      CHECK(ratio >= 0.8);
-      CHECK(ratio <= 1.25);
-    });
+                            .tied_head = true,
+                            .bfloat16_features = stay_narrow};
+    step_on_ranks(plan, stay_narrow ? narrow : wide, blocks,
+                  [&](index_t rank, const Counted& counted) {
+                    const auto kinds = plan.memory(rank);
+                    for (std::size_t i = 0; i < counted.kinds.size(); ++i) {
+                      CAPTURE(kinds[i].name);
+                      // Blocks of memory come in sizes a quarter apart.
+                      CHECK(double(counted.kinds[i]) >= 0.98 * double(kinds[i].bytes));
+                      CHECK(double(counted.kinds[i]) <= 1.25 * double(kinds[i].bytes) + 4096);
+                    }
+                    const double ratio = double(counted.peak) / double(plan.memory_bytes(rank));
+                    CHECK(ratio >= 0.8);
+                    CHECK(ratio <= 1.25);
+                  });
   }
 }
 
