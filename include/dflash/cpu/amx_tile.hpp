@@ -37,8 +37,12 @@ struct AmxTile {
     if constexpr (RowTiles == 2) Tiles::template store<2>(sum[16 * (RowTiles - 1)], width);
     if constexpr (RowTiles == 2 && Vectors == 2)
       Tiles::template store<3>(sum[16 * (RowTiles - 1)] + 16, width);
+    const index_t columns = std::min<index_t>(t.columns, width);
     for (index_t i = 0; i < t.rows; ++i)
-      store_narrow(t.c + i * t.c_row, sum[i], std::min<index_t>(t.columns, width), t.add);
+      for (index_t j = 0; j < columns; ++j) {
+        float& c = t.c[i * t.c_row + j];
+        c = t.add ? c + sum[i][j] : sum[i][j];
+      }
   }
 };
 

@@ -86,11 +86,12 @@ void multiply(const GemmKernel<T, A, B>& kernel, RowsOfA a, index_t rows, Panels
 /// Longest sum in one piece, in values of k; longer ones are added to c piece by piece.
 inline constexpr index_t gemm_slice = 4 * gemm_chain;
 
-/// f(slice) for the pieces of k, of nearly equal length, that are summed one by one, at least one.
+/// f(slice) for the pieces of k, of nearly equal length, at most `longest` whole chains, that are
+/// summed one by one, at least one.
 template <class F>
-void for_slices(index_t k, F&& f) {
+void for_slices(index_t k, index_t longest, F&& f) {
   const index_t chains = (k + gemm_chain - 1) / gemm_chain,
-                slices = std::max<index_t>((k + gemm_slice - 1) / gemm_slice, 1),
+                slices = std::max<index_t>((k + longest - 1) / longest, 1),
                 each = (chains + slices - 1) / slices * gemm_chain;
   Range ks{0, std::min(k, each)};
   do {
@@ -189,25 +190,38 @@ class PieceProduct {
 ///
 /// The bits of a row of c depend on that row of a and on b alone: every element is the sum of
 /// chains of multiply-adds over k (gemm_chain) in increasing order, whatever the other rows, the
-/// pieces, the threads. With `add` the sum is finished first and then added once (once per
-/// gemm_slice, and once per product of a kernel that splits its factors).
+/// pieces, the threads. With `add` the chains are added to c one after the other. Kernels without
+/// chains sum over whole slices (gemm_slice), of which those that split their factors make several
+/// products.
 template <class T, class A, class B, class FromA, class FromB>
 void gemm(CpuBackend<T>& backend, const GemmKernel<T, A, B>& kernel, Strided<FromA> a,
           Strided<FromB> b, index_t k, View<T, 2> c, bool add) {
   if (c.size() == 0) return;
   const index_t rows = c.shape[0], columns = c.shape[1];
-  for_slices(k, [&](Range ks) {
-    const PieceProduct<T, A, B, FromA, FromB> product(kernel, a, b, rows, ks.size());
-    const GemmPieces pieces(kernel, rows, columns, ks.size(), backend.threads(), product.copies(),
-                            product.packs());
-    const index_t copy = product.copy_size(pieces.height()),
-                  packed = product.packed_size(pieces.width());
-    auto rows_memory = backend.template allocate<A>(backend.threads() * copy);
-    auto columns_memory = backend.template allocate<B>(backend.threads() * packed);
-    // Of few rows the work is in reading b.
-    const index_t work = std::max<index_t>(rows, 8) * columns * ks.size();
-    backend.parallel_for(pieces.size(), work, [&](index_t i, int thread) {
-      const Range r = pieces.rows_of(i), some = pieces.columns_of(i);
+  // f(range of k, its product): short ones, whose factors stay in the second cache level.
+  const auto each_slice = [&](auto&& f) {
+    for_slices(k, kernel.chains ? gemm_chain : gemm_slice, [&](Range ks) {
+      f(ks, PieceProduct<T, A, B, FromA, FromB>(kernel, a, b, rows, ks.size()));
+    });
+  };
+  bool copies = false, packs = false;
+  each_slice([&](Range, const auto& product) {
+    copies |= product.copies();
+    packs |= product.packs();
+  });
+  const GemmPieces pieces(kernel, rows, columns, k, backend.threads(), copies, packs);
+  index_t copy = 0, packed = 0;
+  each_slice([&](Range, const auto& product) {
+    copy = std::max(copy, product.copy_size(pieces.height()));
+    packed = std::max(packed, product.packed_size(pieces.width()));
+  });
+  auto rows_memory = backend.template allocate<A>(backend.threads() * copy);
+  auto columns_memory = backend.template allocate<B>(backend.threads() * packed);
+  // Of few rows the work is in reading b.
+  const index_t work = std::max<index_t>(rows, 8) * columns * k;
+  backend.parallel_for(pieces.size(), work, [&](index_t i, int thread) {
+    const Range r = pieces.rows_of(i), some = pieces.columns_of(i);
+    each_slice([&](Range ks, const auto& product) {
       product({a.at(r.begin, ks.begin), a.row_step, a.column_step},
               {b.at(ks.begin, some.begin), b.row_step, b.column_step},
               {c.data + r.begin * columns + some.begin, {r.size(), some.size()}}, columns,

@@ -22,6 +22,7 @@ struct GemmKernel {
   index_t k_step = 1;  // columns of b are filled up with zeros to whole steps, in elements
   // What rounding a factor left over lies, rounded as well, behind every row of a and panel of b.
   bool split = false;
+  bool chains = true;         // sums are made of chains (gemm_chain), the same wherever k is cut
   void (*begin)() = nullptr;  // of any number of tiles on a thread
   void (*end)() = nullptr;
 
@@ -80,7 +81,8 @@ inline constexpr auto amx_table = amx_tiles<Tiles>(std::make_integer_sequence<in
 /// Matrix registers of 16 rows of 64 bytes, behind the names of AmxRegisters.
 template <class Tiles>
 KernelOf<PairStep<16>> amx_kernel(bool split) {
-  return {CpuPath::amx, 32, 16, amx_table<Tiles>.data(), 16, split, Tiles::begin, Tiles::end};
+  return {CpuPath::amx, 32,           16,        amx_table<Tiles>.data(), 16, split,
+          false,        Tiles::begin, Tiles::end};
 }
 
 /// Both factors in the type of c.
@@ -100,13 +102,13 @@ inline KernelOf<PairStep<16>> bfloat16_kernel(CpuPath path, bool split) {
 #if defined(__x86_64__)
   if (path == CpuPath::amx) return amx_kernel<AmxRegisters>(split);
   if (path == CpuPath::avx512_bf16)
-    return {path, 12, 16, gemm_table<DotStep, Avx512Tile, 12>.data(), 1, split};
+    return {path, 12, 16, gemm_table<DotStep, Avx512Tile, 12>.data(), 1, split, !split};
   if (path == CpuPath::avx512)
-    return {path, 8, 16, gemm_table<PairStep<64>, Avx512Tile, 8>.data(), 1, split};
+    return {path, 8, 16, gemm_table<PairStep<64>, Avx512Tile, 8>.data(), 1, split, !split};
   if (path == CpuPath::avx2)
-    return {path, 4, 8, gemm_table<PairStep<32>, Avx2Tile, 4>.data(), 1, split};
+    return {path, 4, 8, gemm_table<PairStep<32>, Avx2Tile, 4>.data(), 1, split, !split};
 #endif
-  return {path, 4, 4, gemm_table<PairStep<16>, PortableTile, 4>.data(), 1, split};
+  return {path, 4, 4, gemm_table<PairStep<16>, PortableTile, 4>.data(), 1, split, !split};
 }
 
 /// a in float, b in bfloat16: the same bits as gemm_kernel<float>, if b's values are bfloat16.

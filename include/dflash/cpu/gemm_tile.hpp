@@ -10,8 +10,8 @@
 namespace dflash::detail {
 
 /// Length of the chains that a sum over k is made of: each is a chain of multiply-adds that starts
-/// at zero, and the chains are added in order. Long sums stay accurate, and tiles of every shape
-/// give the same bits.
+/// at zero, and the chains are added in order, to what c was if it is added to. Long sums stay
+/// accurate, and tiles of every shape give the same bits, wherever k is cut between chains.
 inline constexpr index_t gemm_chain = 512;
 
 /// Two bfloat16 that follow each other in k, the first in the lower half.
@@ -40,12 +40,6 @@ struct GemmTile {
   index_t rows, columns;
   bool add;
 };
-
-/// A finished row of a tile whose panel is wider than c.
-template <class T>
-void store_narrow(T* c, const T* sum, index_t columns, bool add) {
-  for (index_t i = 0; i < columns; ++i) c[i] = add ? c[i] + sum[i] : sum[i];
-}
 
 /// The compiler's own vectors.
 template <class T, int Bytes>
@@ -127,6 +121,15 @@ struct PairStep {
   }
 };
 
+/// Some columns of rows, from a tile that is wider than c or to it. Seldom: kept out of the way of
+/// what tiles do else.
+template <class T>
+[[gnu::noinline]] void copy_rows(const T* from, index_t from_row, index_t rows, index_t columns,
+                                 T* to, index_t to_row) {
+  for (index_t r = 0; r < rows; ++r)
+    for (index_t i = 0; i < columns; ++i) to[r * to_row + i] = from[r * from_row + i];
+}
+
 /// The rows R of a tile, `Vectors` vectors wide, in the vectors of Step.
 template <class Step, int Vectors, int... R>
 [[gnu::always_inline]] inline void run_tile(
@@ -137,7 +140,6 @@ template <class Step, int Vectors, int... R>
   using Memory = typename V::Memory;
   constexpr int rows = sizeof...(R), width = Vectors * V::lanes, second = width - V::lanes;
   constexpr index_t chain = gemm_chain / k_per_element<typename Step::B>;
-  alignas(64) T total[rows][width];
   typename V::Register s[rows], u[rows];
   const typename Step::B* panel = t.panel;
   const typename Step::A* a[] = {t.a, t.a + 3 * t.a_row, t.a + 6 * t.a_row, t.a + 9 * t.a_row};
@@ -148,6 +150,16 @@ template <class Step, int Vectors, int... R>
       __builtin_prefetch(t.c + r * t.c_row + i, 1);
   constexpr bool few = Step::long_steps && rows > 2 && rows <= 8;
   const index_t ahead = few ? 4096 / index_t(sizeof *panel) : 16 * t.panel_k;
+  // A panel wider than c ends in memory of its own.
+  alignas(64) T wide[rows][width];
+  T* to = t.c;
+  index_t to_row = t.c_row;
+  if (t.columns < width) {
+    to = wide[0];
+    to_row = width;
+    if (t.add) copy_rows(t.c, t.c_row, rows, t.columns, to, to_row);
+  }
+  bool add = t.add;
   do {
     ((s[R] = u[R] = typename V::Register{}), ...);
     for (const index_t end = std::min(t.k, k + chain); k < end; ++k) {
@@ -166,26 +178,27 @@ template <class Step, int Vectors, int... R>
       panel += t.panel_k;
       for (const typename Step::A*& p : a) p += t.a_k;
     }
-    if (k > chain) {
-      ((s[R] += *(const Memory*)total[R]), ...);
-      if constexpr (Vectors == 2) ((u[R] += *(const Memory*)&total[R][second]), ...);
-    }
-    if (k < t.k || t.columns < width) {
-      ((*(Memory*)total[R] = s[R]), ...);
-      if constexpr (Vectors == 2) ((*(Memory*)&total[R][second] = u[R]), ...);
-    }
+    const auto each_row = [&](auto&& f) __attribute__((always_inline)) {
+      T* c = to;
+      const auto next = [&]() __attribute__((always_inline)) {
+        // Keeps the compiler from making all rows' addresses first, more than there are registers.
+        asm volatile("" : "+r"(c));
+        return std::exchange(c, c + to_row);
+      };
+      (f(next(), s[R], u[R]), ...);
+    };
+    if (add)
+      each_row([](const T* c, auto& left, auto& right) __attribute__((always_inline)) {
+        left += *(const Memory*)c;
+        if constexpr (Vectors == 2) right += *(const Memory*)(c + second);
+      });
+    each_row([](T * c, const auto& left, const auto& right) __attribute__((always_inline)) {
+      *(Memory*)c = left;
+      if constexpr (Vectors == 2) *(Memory*)(c + second) = right;
+    });
+    add = true;
   } while (k < t.k);
-  if (t.columns < width) {
-    (store_narrow(t.c + R * t.c_row, total[R], t.columns, t.add), ...);
-    return;
-  }
-  T* c[] = {(t.c + R * t.c_row)...};
-  if (t.add) {
-    ((s[R] += *(const Memory*)c[R]), ...);
-    if constexpr (Vectors == 2) ((u[R] += *(const Memory*)(c[R] + second)), ...);
-  }
-  ((*(Memory*)c[R] = s[R]), ...);
-  if constexpr (Vectors == 2) ((*(Memory*)(c[R] + second) = u[R]), ...);
+  if (t.columns < width) copy_rows(to, to_row, rows, t.columns, t.c, t.c_row);
 }
 
 template <class Step>

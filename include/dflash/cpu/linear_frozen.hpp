@@ -47,7 +47,7 @@ void multiply_frozen(CpuBackend<T>& backend, const GemmKernel<T, A, B>& kernel, 
   index_t columns = 0;
   for (const auto& product : products) columns += kernel.panels(product.w->rows) * panel;
   if (rows == 0 || columns == 0) return;
-  for_slices(k, [&](Range ks) {
+  for_slices(k, gemm_slice, [&](Range ks) {
     const index_t depth = kernel.depth(ks.size()), first = ks.begin / k_per_element<B>;
     const Strided<T> a{x.data + ks.begin, k, 1};
     const RowCopies<T, A, B> copies(kernel, a, rows, ks.size());
