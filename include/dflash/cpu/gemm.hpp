@@ -198,9 +198,9 @@ void gemm(CpuBackend<T>& backend, const GemmKernel<T, A, B>& kernel, Strided<Fro
           Strided<FromB> b, index_t k, View<T, 2> c, bool add) {
   if (c.size() == 0) return;
   const index_t rows = c.shape[0], columns = c.shape[1];
-  // f(range of k, its product): short ones, whose factors stay in the second cache level.
+  // f(range of k, its product): short ones, so that their factors stay in the second cache level.
   const auto each_slice = [&](auto&& f) {
-    for_slices(k, kernel.chains ? gemm_chain : gemm_slice, [&](Range ks) {
+    for_slices(k, kernel.chains ? gemm_chain * k_per_element<B> : gemm_slice, [&](Range ks) {
       f(ks, PieceProduct<T, A, B, FromA, FromB>(kernel, a, b, rows, ks.size()));
     });
   };
