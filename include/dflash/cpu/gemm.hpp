@@ -85,6 +85,9 @@ void multiply(const GemmKernel<T, A, B>& kernel, RowsOfA a, index_t rows, Panels
 
 /// Longest sum in one piece, in values of k; longer ones are added to c piece by piece.
 inline constexpr index_t gemm_slice = 4 * gemm_chain;
+/// Where sums are made of chains the cut does not matter: so long that factors which are packed
+/// stay in the second cache level.
+inline constexpr index_t short_slice = 2 * gemm_chain;
 
 /// f(slice) for the pieces of k, of nearly equal length, at most `longest` whole chains, that are
 /// summed one by one, at least one.
@@ -198,9 +201,9 @@ void gemm(CpuBackend<T>& backend, const GemmKernel<T, A, B>& kernel, Strided<Fro
           Strided<FromB> b, index_t k, View<T, 2> c, bool add) {
   if (c.size() == 0) return;
   const index_t rows = c.shape[0], columns = c.shape[1];
-  // f(range of k, its product): short ones, so that their factors stay in the second cache level.
+  // f(range of k, its product)
   const auto each_slice = [&](auto&& f) {
-    for_slices(k, kernel.chains ? gemm_chain * k_per_element<B> : gemm_slice, [&](Range ks) {
+    for_slices(k, kernel.chains ? short_slice : gemm_slice, [&](Range ks) {
       f(ks, PieceProduct<T, A, B, FromA, FromB>(kernel, a, b, rows, ks.size()));
     });
   };
