@@ -203,7 +203,7 @@ void gemm(CpuBackend<T>& backend, const GemmKernel<T, A, B>& kernel, Strided<Fro
   const index_t rows = c.shape[0], columns = c.shape[1];
   // f(range of k, its product)
   const auto each_slice = [&](auto&& f) {
-    for_slices(k, kernel.chains ? short_slice : gemm_slice, [&](Range ks) {
+    for_slices(k, kernel.cuts_freely() ? short_slice : gemm_slice, [&](Range ks) {
       f(ks, PieceProduct<T, A, B, FromA, FromB>(kernel, a, b, rows, ks.size()));
     });
   };

@@ -22,10 +22,12 @@ struct GemmKernel {
   index_t k_step = 1;  // columns of b are filled up with zeros to whole steps, in elements
   // What rounding a factor left over lies, rounded as well, behind every row of a and panel of b.
   bool split = false;
-  bool chains = true;         // sums are made of chains (gemm_chain), the same wherever k is cut
+  bool chains = true;         // sums are made of chains (gemm_chain)
   void (*begin)() = nullptr;  // of any number of tiles on a thread
   void (*end)() = nullptr;
 
+  /// Whether results are the same wherever k is cut between chains.
+  bool cuts_freely() const { return chains && !split; }
   index_t panel_columns() const { return 2 * lanes; }
   index_t panels(index_t columns) const { return (columns + 2 * lanes - 1) / (2 * lanes); }
   index_t row_tiles(index_t count) const { return (count + rows - 1) / rows; }
@@ -102,13 +104,13 @@ inline KernelOf<PairStep<16>> bfloat16_kernel(CpuPath path, bool split) {
 #if defined(__x86_64__)
   if (path == CpuPath::amx) return amx_kernel<AmxRegisters>(split);
   if (path == CpuPath::avx512_bf16)
-    return {path, 12, 16, gemm_table<DotStep, Avx512Tile, 12>.data(), 1, split, !split};
+    return {path, 12, 16, gemm_table<DotStep, Avx512Tile, 12>.data(), 1, split};
   if (path == CpuPath::avx512)
-    return {path, 8, 16, gemm_table<PairStep<64>, Avx512Tile, 8>.data(), 1, split, !split};
+    return {path, 8, 16, gemm_table<PairStep<64>, Avx512Tile, 8>.data(), 1, split};
   if (path == CpuPath::avx2)
-    return {path, 4, 8, gemm_table<PairStep<32>, Avx2Tile, 4>.data(), 1, split, !split};
+    return {path, 4, 8, gemm_table<PairStep<32>, Avx2Tile, 4>.data(), 1, split};
 #endif
-  return {path, 4, 4, gemm_table<PairStep<16>, PortableTile, 4>.data(), 1, split, !split};
+  return {path, 4, 4, gemm_table<PairStep<16>, PortableTile, 4>.data(), 1, split};
 }
 
 /// a in float, b in bfloat16: the same bits as gemm_kernel<float>, if b's values are bfloat16.

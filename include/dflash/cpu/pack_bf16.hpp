@@ -1,9 +1,12 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cstdint>
+#include <type_traits>
 
+#include "dflash/core/bfloat16.hpp"
 #include "dflash/cpu/bfloat16_vector.hpp"
 #include "dflash/cpu/gemm_kernel.hpp"
 #include "dflash/cpu/pack.hpp"
@@ -77,6 +80,16 @@ namespace dflash::detail {
   if (n % 2 != 0) to[whole] = pair_of(rest(x[n - 1]), 0);
 }
 
+/// Of values that are in bfloat16: pairs of what is there, their rests zero.
+[[gnu::always_inline]] inline void pack_pairs(CpuPath, const bfloat16* x, index_t n, index_t depth,
+                                              bool split, bfloat16_pair* to) {
+  const index_t whole = n / 2;
+  for (index_t i = 0; i < whole; ++i)
+    to[i] = x[2 * i].bits | std::uint32_t(x[2 * i + 1].bits) << 16;
+  std::fill(to + whole, to + (split ? 2 * depth : depth), 0u);
+  if (n % 2 != 0) to[whole] = x[n - 1].bits;
+}
+
 /// Rows k, k + 1 of some columns as pairs; rests if `Rest`.
 template <bool Rest>
 [[gnu::always_inline]] inline void pair_rows(const float* x, const float* next, index_t columns,
@@ -84,11 +97,21 @@ template <bool Rest>
   for (index_t j = 0; j < columns; ++j)
     to[j] = Rest ? pair_of(rest(x[j]), rest(next[j])) : pair_of(x[j], next[j]);
 }
+template <bool Rest>
+[[gnu::always_inline]] inline void pair_rows(const bfloat16* x, const bfloat16* next,
+                                             index_t columns, bfloat16_pair* to) {
+  for (index_t j = 0; j < columns; ++j)
+    to[j] = Rest ? 0u : x[j].bits | std::uint32_t(next[j].bits) << 16;
+}
+
+/// What lies beyond the last row.
+template <class T>
+inline constexpr std::array<T, 64> zero_row{};
 
 /// Rows [ks) of b, which has k, as panels of pairs of columns [columns). Ranges of rows begin with
 /// whole steps of the kernel.                                             to (padded(columns), k)
-template <class A>
-void pack_panels(const GemmKernel<float, A, bfloat16_pair>& kernel, Strided<float> b, Range ks,
+template <class A, class From>
+void pack_panels(const GemmKernel<float, A, bfloat16_pair>& kernel, Strided<From> b, Range ks,
                  index_t k, Range columns, bfloat16_pair* to) {
   const index_t depth = kernel.depth(k), stored = kernel.stored_depth(k),
                 panel = kernel.panel_columns(), first = ks.begin / 2,
@@ -128,22 +151,23 @@ void pack_panels(const GemmKernel<float, A, bfloat16_pair>& kernel, Strided<floa
           });
           return;
         }
-        alignas(64) static constexpr float zeros[64] = {};
+        const From* const zeros = zero_row<From>.data();
         for (index_t i = first; i < end; ++i) {
           for (index_t row = 2 * i; row < 2 * i + 2; ++row)
             if (row + rows_ahead < ks.end)
               prefetch(b.at(row + rows_ahead, columns.begin), columns.size());
           index_t done = columns.begin;
 #if defined(__x86_64__)
-          if (path >= CpuPath::avx512_bf16 && !split && 2 * i + 1 < k)
-            done += pair_rows_avx512_bf16(b.at(2 * i, done), b.at(2 * i + 1, done), columns.size(),
-                                          to + i * panel, panel * stored);
+          if constexpr (std::is_same_v<From, float>)
+            if (path >= CpuPath::avx512_bf16 && !split && 2 * i + 1 < k)
+              done += pair_rows_avx512_bf16(b.at(2 * i, done), b.at(2 * i + 1, done),
+                                            columns.size(), to + i * panel, panel * stored);
 #endif
           each_panel([&](index_t j, index_t left, index_t width, bfloat16_pair * start)
                          __attribute__((always_inline)) {
                            if (j < done) return;
-                           const float* const x = 2 * i < k ? b.at(2 * i, j) : zeros;
-                           const float* const next = 2 * i + 1 < k ? b.at(2 * i + 1, j) : zeros;
+                           const From* const x = 2 * i < k ? b.at(2 * i, j) : zeros;
+                           const From* const next = 2 * i + 1 < k ? b.at(2 * i + 1, j) : zeros;
                            pair_rows<false>(x, next, left, start + i * width);
                            if (split) pair_rows<true>(x, next, left, start + (depth + i) * width);
                          });
@@ -151,40 +175,9 @@ void pack_panels(const GemmKernel<float, A, bfloat16_pair>& kernel, Strided<floa
       });
 }
 
-/// The same of b in bfloat16, row after row: pairs of what is there, their rests zero.
-template <class A>
-void pack_panels(const GemmKernel<float, A, bfloat16_pair>& kernel, Strided<bfloat16> b, Range ks,
-                 index_t k, Range columns, bfloat16_pair* to) {
-  const index_t depth = kernel.depth(k), stored = kernel.stored_depth(k),
-                panel = kernel.panel_columns(), first = ks.begin / 2,
-                end = ks.end < k ? ks.end / 2 : depth;
-  const bool split = kernel.split;
-  on_path(
-      kernel.path, [ =, lanes = kernel.lanes ]() __attribute__((always_inline)) {
-        for (index_t i = first; i < end; ++i) {
-          // Beyond the last row there are zeros.
-          const std::uint32_t lower = 2 * i < k ? 0xffffu : 0, upper = 2 * i + 1 < k ? ~0xffffu : 0;
-          const index_t at = std::min(2 * i, k - 1), after = std::min(2 * i + 1, k - 1);
-          for (index_t row = 2 * i; row < 2 * i + 2; ++row)
-            if (row + rows_ahead < ks.end)
-              prefetch(b.at(row + rows_ahead, columns.begin), columns.size());
-          for (index_t j = columns.begin; j < columns.end; j += panel) {
-            const index_t left = std::min(columns.end - j, panel),
-                          width = left > lanes ? panel : lanes;
-            bfloat16_pair* const pairs = to + (j - columns.begin) * stored + i * width;
-            const bfloat16 *const x = b.at(at, j), *const next = b.at(after, j);
-            for (index_t l = 0; l < left; ++l)
-              pairs[l] = (x[l].bits & lower) | (std::uint32_t(next[l].bits) << 16 & upper);
-            std::fill(pairs + left, pairs + width, 0u);
-            if (split) std::fill_n(pairs + depth * width, width, 0u);
-          }
-        }
-      });
-}
-
 /// Rows of a as rows of pairs, `step` apart.                                 a (rows, k)
-template <class B>
-void pack_rows(const GemmKernel<float, bfloat16_pair, B>& kernel, Strided<float> a, index_t rows,
+template <class B, class From>
+void pack_rows(const GemmKernel<float, bfloat16_pair, B>& kernel, Strided<From> a, index_t rows,
                index_t k, bfloat16_pair* to, index_t step) {
   const index_t depth = kernel.depth(k);
   const bool split = kernel.split;
@@ -198,22 +191,23 @@ void pack_rows(const GemmKernel<float, bfloat16_pair, B>& kernel, Strided<float>
         }
         // Columns of a lie one after the other: 32 values of k of 64 rows at a time.
         alignas(64) bfloat16_pair pairs[2][16 * 64];
-        alignas(64) static constexpr float zeros[64] = {};
+        const From* const zeros = zero_row<From>.data();
         for (index_t i = 0; i < depth; i += 16) {
           const index_t few = std::min<index_t>(16, depth - i);
           for (index_t n = 0; n < rows; n += 64) {
             const index_t some = std::min<index_t>(64, rows - n);
             for (index_t l = 0; l < few; ++l) {
               const index_t at = 2 * (i + l);
-              const float* const x = at < k ? a.at(n, at) : zeros;
-              const float* const next = at + 1 < k ? a.at(n, at + 1) : zeros;
+              const From* const x = at < k ? a.at(n, at) : zeros;
+              const From* const next = at + 1 < k ? a.at(n, at + 1) : zeros;
               // Pieces of columns are too short for the processor to foresee the next.
               for (index_t later = at + 32; later < std::min(k, at + 34); ++later)
                 prefetch(a.at(n, later), some);
               index_t done = 0;
 #if defined(__x86_64__)
-              if (path >= CpuPath::avx512_bf16)
-                done = pair_rows_avx512_bf16(x, next, some, pairs[0] + l * 64, 32);
+              if constexpr (std::is_same_v<From, float>)
+                if (path >= CpuPath::avx512_bf16)
+                  done = pair_rows_avx512_bf16(x, next, some, pairs[0] + l * 64, 32);
 #endif
               pair_rows<false>(x + done, next + done, some - done, pairs[0] + l * 64 + done);
               if (split) pair_rows<true>(x, next, some, pairs[1] + l * 64);
@@ -223,21 +217,6 @@ void pack_rows(const GemmKernel<float, bfloat16_pair, B>& kernel, Strided<float>
           }
         }
       });
-}
-
-/// The same of a in bfloat16, row after row.
-template <class B>
-void pack_rows(const GemmKernel<float, bfloat16_pair, B>& kernel, Strided<bfloat16> a, index_t rows,
-               index_t k, bfloat16_pair* to, index_t step) {
-  const index_t stored = kernel.stored_depth(k), whole = k / 2;
-  for (index_t n = 0; n < rows; ++n) {
-    const bfloat16* const x = a.at(n, 0);
-    bfloat16_pair* const pairs = to + n * step;
-    for (index_t i = 0; i < whole; ++i)
-      pairs[i] = x[2 * i].bits | std::uint32_t(x[2 * i + 1].bits) << 16;
-    std::fill(pairs + whole, pairs + stored, 0u);
-    if (k % 2 != 0) pairs[whole] = x[k - 1].bits;
-  }
 }
 
 }  // namespace dflash::detail

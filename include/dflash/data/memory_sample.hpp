@@ -1,13 +1,17 @@
 #pragma once
 
+#include <cstddef>
 #include <memory>
+#include <type_traits>
 #include <utility>
 #include <variant>
 #include <vector>
 
 #include "dflash/core/bfloat16.hpp"
 #include "dflash/core/error.hpp"
+#include "dflash/data/row_codec.hpp"
 #include "dflash/data/sample.hpp"
+#include "dflash/io/dtype.hpp"
 
 namespace dflash {
 
@@ -39,7 +43,8 @@ class MemoryFeatures final : public FeatureRows {
     std::visit(
         [&](const auto& all) {
           const auto* const from = all.data() + range.begin * width_;
-          for (index_t i = 0; i < range.size() * width_; ++i) out[i] = static_cast<T>(from[i]);
+          decode_row(reinterpret_cast<const std::byte*>(from), range.size() * width_,
+                     dtype_of<std::decay_t<decltype(*from)>>(), /*scale=*/0, out);
         },
         values_);
   }
