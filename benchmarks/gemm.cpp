@@ -21,7 +21,8 @@ using namespace dflash_benchmark;
 struct Layer {
   std::string name;
   index_t rows, outputs, inputs;
-  index_t times;  // in a step
+  index_t times;                       // in a step
+  bool narrow_inputs, narrow_outputs;  // whether the trainer has x, and dy, in bfloat16 if it can
 };
 
 std::vector<Layer> layers_of(const TrainingShape& shape) {
@@ -31,13 +32,13 @@ std::vector<Layer> layers_of(const TrainingShape& shape) {
                 queries = s.heads * s.head_dim, keys = s.kv_heads * s.head_dim,
                 layers = shape.config.layers,
                 captured = index_t(shape.config.target_layer_ids.size());
-  return {{"fc", context, s.hidden, captured * s.hidden, 1},
-          {"q", blocks, queries, s.hidden, layers},
-          {"k, v of the context", context, keys, s.hidden, 2 * layers},
-          {"k, v of blocks", blocks, keys, s.hidden, 2 * layers},
-          {"o", blocks, s.hidden, queries, layers},
-          {"gate, up", blocks, s.intermediate, s.hidden, 2 * layers},
-          {"down", blocks, s.hidden, s.intermediate, layers}};
+  return {{"fc", context, s.hidden, captured * s.hidden, 1, true, false},
+          {"q", blocks, queries, s.hidden, layers, true, false},
+          {"k, v of the context", context, keys, s.hidden, 2 * layers, true, false},
+          {"k, v of blocks", blocks, keys, s.hidden, 2 * layers, true, false},
+          {"o", blocks, s.hidden, queries, layers, false, false},
+          {"gate, up", blocks, s.intermediate, s.hidden, 2 * layers, true, true},
+          {"down", blocks, s.hidden, s.intermediate, layers, true, false}};
 }
 
 enum class Form { forward, frozen, input, weight };
@@ -72,13 +73,22 @@ struct Operands {
     if (!bf16) return;
     x16 = rounded(backend, x), w16 = rounded(backend, w), y16 = rounded(backend, y);
   }
+  /// As a trainer in bf16 has them.
+  InRows<float> stored_inputs() {
+    if (layer.narrow_inputs) return View<bfloat16, 2>{x16.data(), {layer.rows, layer.inputs}};
+    return inputs();
+  }
+  InRows<float> stored_outputs() {
+    if (layer.narrow_outputs) return View<bfloat16, 2>{y16.data(), {layer.rows, layer.outputs}};
+    return outputs();
+  }
   View<float, 2> inputs() { return {x.data(), {layer.rows, layer.inputs}}; }
   View<float, 2> weights() { return {w.data(), {layer.outputs, layer.inputs}}; }
   View<float, 2> outputs() { return {y.data(), {layer.rows, layer.outputs}}; }
 
   template <class T>
   Product<T> product(Form form, const T* x_, const T* w_, const T* y_) {
-    const auto& [name, n, o, i, times] = layer;
+    const index_t n = layer.rows, o = layer.outputs, i = layer.inputs;
     if (form == Form::input) return {false, false, true, n, i, o, y_, w_, x.data()};
     if (form == Form::weight) return {true, false, true, o, i, n, y_, x_, w.data()};
     return {false, true, false, n, o, i, x_, w_, y.data()};
@@ -133,24 +143,27 @@ void run(const Options& options) {
               options.threads, peak / 1e9);
   if (bf16)
     std::printf(
-        "factors are rounded from float; * those that are bf16 already, not counted as best\n");
+        "factors are rounded from float; + those rows that the trainer keeps in bf16 are so "
+        "already; * all are, not counted as best\n");
   std::printf("%-20s %-18s %-13s %8s", "product", "rows x outputs x k", "", "dflash");
+  if (bf16) std::printf(" %8s", "dflash +");
   for (const Contestant& other : others) std::printf(" %8s", other.name.c_str());
   std::printf("  ours/best   of peak   (GFLOP/s)\n");
 
-  std::vector<double> step(1 + others.size());
+  const std::size_t own = bf16 ? 2 : 1;
+  std::vector<double> step(own + others.size());
   for (const Layer& layer : layers_of(shape_named(options.shape))) {
     Operands data(backend, layer, bf16);
     const auto frozen = freeze(backend, data.weights());
     for (Form form : {Form::forward, Form::frozen, Form::input, Form::weight}) {
-      std::vector<std::function<void()>> calls{[&] {
-        if (form == Form::forward) linear(backend, data.inputs(), data.weights(), data.outputs());
+      const auto ours = [&](InRows<float> x, InRows<float> dy) {
+        if (form == Form::forward) linear(backend, x, data.weights(), data.outputs());
         if (form == Form::frozen) linear(backend, data.inputs(), frozen, data.outputs());
-        if (form == Form::input)
-          linear_backward_input(backend, data.outputs(), data.weights(), data.inputs());
-        if (form == Form::weight)
-          linear_backward_weight(backend, data.outputs(), data.inputs(), data.weights());
-      }};
+        if (form == Form::input) linear_backward_input(backend, dy, data.weights(), data.inputs());
+        if (form == Form::weight) linear_backward_weight(backend, dy, x, data.weights());
+      };
+      std::vector<std::function<void()>> calls{[&] { ours(data.inputs(), data.outputs()); }};
+      if (bf16) calls.push_back([&] { ours(data.stored_inputs(), data.stored_outputs()); });
       for (const Contestant& other : others)
         calls.push_back([&] {
           if (other.multiply_bf16 != nullptr)
@@ -168,16 +181,17 @@ void run(const Options& options) {
       double best = 1e30;
       for (std::size_t c = 0; c < seconds.size(); ++c) {
         std::printf(" %8.1f", operations / seconds[c]);
-        if (c > 0 && others[c - 1].multiply != nullptr) best = std::min(best, seconds[c]);
+        if (c >= own && others[c - own].multiply != nullptr) best = std::min(best, seconds[c]);
         if (form != Form::frozen) step[c] += double(layer.times) * seconds[c];
       }
       std::printf("  %9.2f  %8.2f\n", best / seconds[0], 1e9 * operations / seconds[0] / peak);
     }
   }
   std::printf("all products of a step but the head's: dflash %.4f s", step[0]);
+  if (bf16) std::printf(", dflash + %.4f s", step[1]);
   for (std::size_t c = 0; c < others.size(); ++c)
-    std::printf(", %s %.4f s (%.2f times ours)", others[c].name.c_str(), step[c + 1],
-                step[c + 1] / step[0]);
+    std::printf(", %s %.4f s (%.2f times ours%s)", others[c].name.c_str(), step[own + c],
+                step[own + c] / step[own - 1], bf16 ? " +" : "");
   std::printf("\n");
 }
 

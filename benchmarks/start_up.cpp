@@ -17,7 +17,7 @@ namespace {
 
 /// The ends of the problem's target as a model folder, in bfloat16.
 void write_target(const TrainingProblem& problem, const std::filesystem::path& folder) {
-  const auto narrow = [](const FrozenRows<float>& m) {
+  const auto narrow = [](const StoredRows<const float>& m) {
     std::vector<bfloat16> values;
     m.visit([&](const auto& view) {
       for (index_t i = 0; i < view.size(); ++i) values.emplace_back(float(view.data[i]));

@@ -6,6 +6,7 @@
 #include <sys/resource.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cstdio>
 
 #include "dflash/cpu.hpp"
@@ -74,10 +75,19 @@ double prefill_operations(const TargetConfig& config, index_t n) {
 
 /// Bytes of weights that a decoded token needs: all but the embedding's, where the head has its
 /// own.
-double decode_bytes(const TargetConfig& config, const Options& options) {
+double weight_bytes(const TargetConfig& config, const Options& options) {
   const index_t all = TargetCut(config, Share{}).weights(config);
   return double(all - (config.tied_head ? 0 : config.vocabulary * config.hidden)) *
          options.bytes_per_weight(config);
+}
+
+/// Bytes of keys and values that a decoded token sees, on average.
+double cache_bytes(const TargetConfig& config, const Options& options) {
+  const double length = double(options.prompt) + double(options.new_tokens + 1) / 2;
+  double rows = 0;
+  for (const index_t window : config.windows)
+    rows += window > 0 ? std::min(double(window), length) : length;
+  return rows * 2 * double(config.kv_heads * config.head_dim) * sizeof(float);
 }
 
 nlohmann::json measure(const TargetModel<B>& target, const Options& options) {
@@ -106,7 +116,8 @@ nlohmann::json measure(const TargetModel<B>& target, const Options& options) {
     }
     decode = std::min(decode, seconds_now() - start);
   }
-  const double tokens = double(options.new_tokens), bytes = decode_bytes(config, options);
+  const double tokens = double(options.new_tokens), weights = weight_bytes(config, options),
+               bytes = weights + cache_bytes(config, options);
   return {{"prefill_tokens", options.prompt},
           {"prefill_s", prefill},
           {"prefill_tokens_per_s", double(options.prompt) / prefill},
@@ -114,6 +125,7 @@ nlohmann::json measure(const TargetModel<B>& target, const Options& options) {
           {"decode_tokens", options.new_tokens},
           {"decode_s", decode},
           {"decode_tokens_per_s", tokens / decode},
+          {"decode_weight_bytes_per_token", weights},
           {"decode_bytes_per_token", bytes},
           {"decode_gb_per_s", bytes * tokens / decode * 1e-9},
           {"tokens", answer}};
@@ -150,9 +162,11 @@ void print(const nlohmann::json& r) {
   std::printf("prefill of %.0f tokens: %.1f tokens/s, %.1f GFLOP/s of %.1f (%.0f %%)\n",
               number("prefill_tokens"), number("prefill_tokens_per_s"), number("prefill_gflops"),
               number("peak_gflops"), 100 * number("prefill_fraction_of_peak"));
-  std::printf("decoding of %.0f tokens: %.1f tokens/s, %.1f GB/s of weights of %.1f (%.0f %%)\n",
-              number("decode_tokens"), number("decode_tokens_per_s"), number("decode_gb_per_s"),
-              number("bandwidth_gb_per_s"), 100 * number("decode_fraction_of_bandwidth"));
+  std::printf(
+      "decoding of %.0f tokens: %.1f tokens/s, %.1f GB/s of weights, keys and values, of %.1f "
+      "(%.0f %%)\n",
+      number("decode_tokens"), number("decode_tokens_per_s"), number("decode_gb_per_s"),
+      number("bandwidth_gb_per_s"), 100 * number("decode_fraction_of_bandwidth"));
   std::printf("%.0f threads, %.0f MB at most\n", number("threads"), number("peak_mb"));
 }
 

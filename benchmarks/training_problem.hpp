@@ -123,7 +123,7 @@ struct TrainingProblem {
       anchors.insert(anchors.end(), blocks[i].anchors.begin(), blocks[i].anchors.end());
       samples[i].features->read({0, tokens}, &features[i * std::size_t(tokens * width)]);
     }
-    const auto matrix = [](const char* name, const dflash::FrozenRows<float>& m) {
+    const auto matrix = [](const char* name, const dflash::StoredRows<const float>& m) {
       const DType dtype = m.narrow() ? DType::bf16 : DType::f32;
       const void* const data = m.visit([](const auto& view) -> const void* { return view.data; });
       return dflash::TensorData{name, dtype, {m.shape[0], m.shape[1]}, data};

@@ -229,7 +229,8 @@ struct TrainOptions {
                 plan && dflash::KeepsBfloat16Rows<Device::Backend> &&
                 dflash::is_bfloat16(dflash::WeightsFolder(target_model_path), keys.embedding),
             .bfloat16_features = dflash::KeepsBfloat16Rows<Device::Backend> &&
-                                 stored_bytes == sizeof(dflash::bfloat16)};
+                                 stored_bytes == sizeof(dflash::bfloat16),
+            .bfloat16_products = device.products_round()};
   }
 
   dflash::AdamWOptions adamw() const {

@@ -196,36 +196,6 @@ TEST_CASE("weights frozen in bfloat16 give the bits of their values in float") {
     }
 }
 
-TEST_CASE("rows in bfloat16 give the bits of their values in float") {
-  for (const auto& [path, precision] : ways<float>())
-    for (const Shape& shape : shapes) {
-      const index_t n = shape.n, o = shape.o, k = shape.k;
-      CAPTURE(name_of(path));
-      CAPTURE(name_of(precision));
-      CAPTURE(n);
-      CpuBackend<float> backend(2, path, precision);
-      const auto x = as_factor(random<float>(n * k, 10), CpuPrecision::bf16),
-                 w = random<float>(o * k, 11), dy = random<float>(n * o, 12);
-      const std::vector<bfloat16> stored = [&] {
-        std::vector<bfloat16> values;
-        for (float value : x) values.push_back(bfloat16(value));
-        return values;
-      }();
-      std::vector<float> y(at(n * o)), y_stored(at(n * o), 9.0f);
-      linear(backend, matrix(x, n, k), matrix(w, o, k), matrix(y, n, o));
-      linear(backend, matrix(stored, n, k), matrix(w, o, k), matrix(y_stored, n, o));
-      CHECK(same_bits(y, y_stored));
-      for (const Result result : {Result::written, Result::added}) {
-        std::vector<float> dw(at(o * k), 3.0f), dw_stored(at(o * k), 3.0f);
-        linear_backward_weight(backend, matrix(dy, n, o), matrix(x, n, k), matrix(dw, o, k),
-                               result);
-        linear_backward_weight(backend, matrix(dy, n, o), matrix(stored, n, k),
-                               matrix(dw_stored, o, k), result);
-        CHECK(same_bits(dw, dw_stored));
-      }
-    }
-}
-
 TEST_CASE_TEMPLATE("sums longer than a slice are right, and the same with frozen weights", T, float,
                    double) {
   const index_t n = 3, o = 37, k = 20000;

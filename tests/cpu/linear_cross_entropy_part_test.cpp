@@ -130,7 +130,7 @@ TEST_CASE("a part in bfloat16 gives the bits of its values in float") {
   head.w = as_factor(head.w, CpuPrecision::bf16);
   const Range range{50, 650};
   const auto labels = head.labels_from(range.begin);
-  const auto words = FrozenRows<float>(matrix(stored, head.words, head.width)).rows(range);
+  const auto words = StoredRows<const float>(matrix(stored, head.words, head.width)).rows(range);
   CpuBackend<float> backend;
   std::vector<float> wide, narrow(head.x.size()), scale(at(head.rows), 0.25f);
   const auto expected = head.run(backend, range, wide);

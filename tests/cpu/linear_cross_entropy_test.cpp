@@ -34,7 +34,7 @@ struct Head {
     correct.assign(at(rows), 7);
   }
   void run(CpuBackend<T>& backend) { run(backend, matrix(w, words, width)); }
-  void run(CpuBackend<T>& backend, const FrozenRows<T>& head) {
+  void run(CpuBackend<T>& backend, const StoredRows<const T>& head) {
     linear_cross_entropy(backend, matrix(x, rows, width), head,
                          View<const std::int32_t, 1>{label.data(), {rows}}, flat(nll),
                          flat(correct), matrix(dx, rows, width));

@@ -127,7 +127,8 @@ void forward_case(B& backend, const GoldenCase& c, Report& report, double limit)
     const auto begin = context.begin() + index_t(b) * c.shape("out.context")[1] * hidden;
     expected.insert(expected.end(), begin, begin + rows.blocks[b].context_rows() * hidden);
   }
-  report.near("out.context", host(backend, draft.saved.context.view()), expected, limit);
+  draft.saved.context.rows().visit(
+      [&](const auto& rows) { report.near("out.context", host(backend, rows), expected, limit); });
   for (index_t i = 0; i < draft.config.layers; ++i) {
     const std::string name = "out.layer" + std::to_string(i);
     report.near(name, host(backend, draft.saved.x[std::size_t(i + 1)].view()),

@@ -48,14 +48,15 @@ inline std::vector<dflash::MemorySample> random_samples(const dflash::DraftConfi
 }
 
 /// One training problem: a draft, its batch, and frozen embedding and head.
-template <class T>
+template <class T, class Backend = dflash::CpuBackend<T>>
 struct DraftProblem {
-  using B = dflash::CpuBackend<T>;
+  using B = Backend;
   using Model = dflash::DraftModel<dflash::DFlashBlock<dflash::LocalAttention<B>>>;
 
   DraftProblem(const dflash::DraftConfig& config, std::vector<dflash::MemorySample> memory,
-               dflash::index_t blocks_each, dflash::LossOptions loss = {}, int threads = 1)
-      : cpu(threads),
+               dflash::index_t blocks_each, dflash::LossOptions loss = {}, int threads = 1,
+               dflash::CpuPrecision precision = dflash::CpuPrecision::fp32)
+      : cpu(threads, precision),
         model(dflash::DFlashBlock(dflash::LocalAttention(cpu), config.shape), config),
         weights(dflash::random_parameters(cpu, config, 3)),
         options(loss),

@@ -135,6 +135,25 @@ TEST_CASE("A sample's outputs are the same bits alone, in any pack and with any 
   CHECK(std::ranges::equal(apart, packed));
 }
 
+/// Leaves all rows in float.
+struct WideBackend : CpuBackend<float> {
+  using CpuBackend<float>::CpuBackend;
+  static constexpr bool keeps_bfloat16_rows = false;
+};
+
+TEST_CASE("Products in bf16 give the same gradients from rows in bfloat16 and in float") {
+  const auto config = small_config(true, true);
+  const auto samples = random_samples(config, {19, 7, 30}, 6);
+  DraftProblem<float> narrow(config, samples, 4, {}, 1, CpuPrecision::bf16);
+  DraftProblem<float, WideBackend> wide(config, samples, 4, {}, 1, CpuPrecision::bf16);
+  static_assert(!KeepsBfloat16Rows<WideBackend>);
+  auto from_narrow = zero_gradients(narrow.cpu, config);
+  auto from_wide = zero_gradients(wide.cpu, config);
+  CHECK(narrow.step(from_narrow).numerator == wide.step(from_wide).numerator);
+  const View<float, 1> a = from_narrow.flat(), b = from_wide.flat();
+  CHECK(std::equal(a.data, a.data + a.size(), b.data, b.data + b.size()));
+}
+
 TEST_CASE("Gradients of a pack are the sum over its samples") {
   const auto config = small_config();
   const auto all = random_samples(config, {19, 7, 30}, 6);

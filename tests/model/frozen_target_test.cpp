@@ -14,14 +14,14 @@ using fixture::RandomTarget;
 using fixture::small_config;
 using Frozen = FrozenTarget<CpuBackend<float>>;
 
-std::vector<float> host(const FrozenRows<float>& rows) {
+std::vector<float> host(const StoredRows<const float>& rows) {
   std::vector<float> values(std::size_t(rows.size()));
   rows.visit([&](const auto& v) {
     std::transform(v.data, v.data + v.size(), values.begin(), [](auto x) { return float(x); });
   });
   return values;
 }
-const void* data(const FrozenRows<float>& rows) {
+const void* data(const StoredRows<const float>& rows) {
   return rows.visit([](const auto& v) -> const void* { return v.data; });
 }
 

@@ -27,9 +27,9 @@ Matrix normalised(B& cpu, Matrix& x, In<double, 1> w, double eps) {
   rms_norm(cpu, x.view(), w, eps, y.view(), rstd.view());
   return y;
 }
-Matrix values_of(B& cpu, Matrix& x, In<double, 2> w, In<double, 1> bias) {
-  Matrix v(cpu, {x.view().shape[0], w.shape[0]});
-  linear(cpu, x.view(), w, v.view());
+Matrix values_of(B& cpu, In<double, 2> x, In<double, 2> w, In<double, 1> bias) {
+  Matrix v(cpu, {x.shape[0], w.shape[0]});
+  linear(cpu, x, w, v.view());
   add_rows(cpu, bias, v.view());
   return v;
 }
@@ -40,26 +40,27 @@ void record(Problem& p, B& cpu, Whole& whole, const Group& group, const Batch<B>
   const auto blocks = [&](const std::string& name, const Matrix& own) {
     whole.add_blocks(name, group, batch.blocks_total, batch.block_size, own.view());
   };
-  const auto context = [&](const std::string& name, const Matrix& own) {
-    whole.add_context(name, group, batch.context_total, own.view());
+  const auto context = [&](const std::string& name, In<double, 2> own) {
+    whole.add_context(name, group, batch.context_total, own);
   };
-  context("context fused", s.fused);
-  context("context normalised", s.context);
+  context("context fused", s.fused.view());
+  context("context normalised", s.context.rows());
   for (std::size_t i = 0; i < s.layers.size(); ++i) {
     const std::string at = "layer " + std::to_string(i) + " ";
     auto& layer = s.layers[i];
     auto& keys = s.context_layers[i];
     const auto& w = (*p.one.weights).layers[i];
     const DFlashShape& shape = p.config.shape;
-    context(at + "context k projected", keys.k.raw);
-    context(at + "context k after RoPE", rotated(cpu, keys.k.raw, w.k_norm, s.context_rope, shape));
-    context(at + "context v projected", values_of(cpu, s.context, w.v, w.v_bias));
+    context(at + "context k projected", keys.k.raw.view());
+    context(at + "context k after RoPE",
+            rotated(cpu, keys.k.raw, w.k_norm, s.context_rope, shape).view());
+    context(at + "context v projected", values_of(cpu, s.context.rows(), w.v, w.v_bias).view());
     blocks(at + "q projected", layer.q.raw);
     blocks(at + "q after RoPE", rotated(cpu, layer.q.raw, w.q_norm, s.block_rope, shape));
     blocks(at + "k projected", layer.k.raw);
     blocks(at + "k after RoPE", rotated(cpu, layer.k.raw, w.k_norm, s.block_rope, shape));
     Matrix normed = normalised(cpu, s.x[i], w.input_norm, shape.eps);
-    blocks(at + "v projected", values_of(cpu, normed, w.v, w.v_bias));
+    blocks(at + "v projected", values_of(cpu, normed.view(), w.v, w.v_bias));
     blocks(at + "attention", layer.attended);
     blocks(at + "output", s.x[i + 1]);
   }

@@ -47,7 +47,7 @@ void step_on_ranks(const TrainingPlan& plan, const std::vector<MemorySample>& me
   const std::vector<Sample> samples(memory.begin(), memory.end());
   std::mutex mutex;
   ThreadCommunicator::run(int(plan.ranks()), [&](ThreadCommunicator communicator) {
-    B cpu;
+    B cpu(1, plan.bfloat16_products ? CpuPrecision::bf16 : CpuPrecision::fp32);
     Counted counted;
     index_t before = 0;
     const auto take = [&] {
@@ -170,18 +170,19 @@ TEST_CASE("The plan's memory is what a rank uses, by kind") {
     blocks.push_back(blocks_at(sample.text.tokens, sample.text.loss_mask, anchors, 8));
   std::vector<MemorySample> narrow;
   for (const auto& sample : wide) narrow.push_back(with_bfloat16_features(sample));
-  const auto check = [&](const SequenceLayout& layout, bool bfloat16_features) {
+  const auto check = [&](const SequenceLayout& layout, bool in_bfloat16) {
     CAPTURE(layout.ulysses);
     CAPTURE(layout.ring);
-    CAPTURE(bfloat16_features);
+    CAPTURE(in_bfloat16);
     const TrainingPlan plan{.config = config,
                             .layout = layout,
                             .samples = 2,
                             .sample_tokens = 1500,
                             .sample_blocks = 30,
                             .tied_head = true,
-                            .bfloat16_features = bfloat16_features};
-    step_on_ranks(plan, bfloat16_features ? narrow : wide, blocks,
+                            .bfloat16_features = in_bfloat16,
+                            .bfloat16_products = in_bfloat16};
+    step_on_ranks(plan, in_bfloat16 ? narrow : wide, blocks,
                   [&](index_t rank, const Counted& counted) {
                     const auto kinds = plan.memory(rank);
                     for (std::size_t i = 0; i < counted.kinds.size(); ++i) {

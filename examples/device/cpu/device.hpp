@@ -45,6 +45,7 @@ struct Device {
   /// The target's head for the loss.
   Head head(Backend&, const dflash::VocabularySlice<float>& slice) const { return slice; }
   bool float8_head() const { return false; }
+  bool products_round() const { return precision == "bf16"; }
 };
 
 }  // namespace examples

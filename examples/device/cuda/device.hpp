@@ -43,6 +43,7 @@ struct Device {
         dflash::float8_head(backend, slice.rows), slice.first, slice.total};
   }
   bool float8_head() const { return head_precision == "fp8"; }
+  bool products_round() const { return false; }  // what is in bfloat16 there is so everywhere
 };
 
 }  // namespace examples

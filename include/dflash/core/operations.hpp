@@ -5,8 +5,8 @@
 
 #include "dflash/core/attention_rule.hpp"
 #include "dflash/core/cross_entropy_part.hpp"
-#include "dflash/core/frozen_rows.hpp"
 #include "dflash/core/head_places.hpp"
+#include "dflash/core/stored_rows.hpp"
 #include "dflash/core/tensor.hpp"
 
 namespace dflash {
@@ -35,10 +35,11 @@ struct FrozenProduct {
 /// What a backend computes: free functions, found by the backend's type. To port the library to a
 /// new device, write these. In is read, Out is written; a *_backward function adds to its outputs,
 /// unless it says otherwise. Activations and weights are in the value type T; gradients of weights
-/// and whatever sums over many rows are in the accumulator type A. Frozen rows lie in T too, unless
-/// the backend says KeepsBfloat16Rows: where it does not, In<T, 2> will do for them.
+/// and whatever sums over many rows are in the accumulator type A. Where a backend says that it
+/// KeepsBfloat16Rows, a table and the rows of products may lie in bfloat16 as well (InRows), and
+/// rms_norm, swiglu and swiglu_backward write such rows (OutRows).
 template <class B, class T = typename B::value_type, class A = typename B::accumulator_type>
-concept Operations = requires(B& b, In<T, 2> x, In<T, 2> w, FrozenRows<T> table, Out<T, 2> y,
+concept Operations = requires(B& b, In<T, 2> x, In<T, 2> w, StoredRows<const T> table, Out<T, 2> y,
                               In<T, 1> scale, A eps, View<A, 1> rstd, In<A, 1> saved_rstd,
                               Out<A, 1> dscale, Out<A, 2> dw, Out<T, 3> heads,
                               View<const index_t, 1> position, View<const double, 1> frequency,

@@ -55,6 +55,7 @@ class CpuBackend {
   int threads() const { return pool_->threads(); }
   CpuPath path() const { return path_; }
   CpuPrecision precision() const { return precision_; }
+  bool products_round() const { return precision_ == CpuPrecision::bf16; }
   const detail::GemmKernel<T>& gemm_kernel() const { return kernel_; }
 
   /// f(i, thread) for i in [0, n), in no order; on the caller alone if `work`, the multiplications

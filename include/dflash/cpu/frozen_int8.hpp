@@ -4,7 +4,7 @@
 #include <cmath>
 #include <cstdint>
 
-#include "dflash/core/frozen_rows.hpp"
+#include "dflash/core/stored_rows.hpp"
 #include "dflash/core/tensor.hpp"
 #include "dflash/cpu/backend.hpp"
 #include "dflash/cpu/convert.hpp"

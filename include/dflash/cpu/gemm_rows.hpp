@@ -1,6 +1,8 @@
 #pragma once
 
 #include <algorithm>
+#include <cstdint>
+#include <type_traits>
 
 #include "dflash/cpu/gemm_kernel.hpp"
 #include "dflash/cpu/pack.hpp"
@@ -61,7 +63,7 @@ struct RowBlock {
 };
 
 /// Whether and how blocks of the rows of a, which has `rows`, are copied before they are
-/// multiplied. What is not in T lies row after row.
+/// multiplied.
 template <class T, class A, class B, class From = T>
 class RowCopies;
 
@@ -109,7 +111,11 @@ class RowCopies<float, float, float, bfloat16> {
   RowBlock<float> make(Strided<bfloat16> a, index_t rows, float* copy) const {
     on_path(
         path_, [ =, k = k_, step = step_ ]() __attribute__((always_inline)) {
-          for (index_t n = 0; n < rows; ++n) copy_few(a.at(n, 0), k, copy + n * step);
+          if (a.column_step == 1)
+            for (index_t n = 0; n < rows; ++n) copy_few(a.at(n, 0), k, copy + n * step);
+          else
+            for (index_t i = 0; i < k; ++i)
+              for (index_t n = 0; n < rows; ++n) copy[n * step + i] = float(*a.at(n, i));
         });
     return {copy, step_, 1};
   }
@@ -123,19 +129,32 @@ template <class B, class From>
 class RowCopies<float, bfloat16_pair, B, From> {
  public:
   using Kernel = GemmKernel<float, bfloat16_pair, B>;
-  // Matrix registers read whole ones, beyond the last row.
-  RowCopies(const Kernel& kernel, Strided<From>, index_t, index_t k)
-      : kernel_(kernel), k_(k), step_(kernel.stored_depth(k) + 16) {}
+  RowCopies(const Kernel& kernel, Strided<From> a, index_t rows, index_t k)
+      : kernel_(kernel),
+        needed_(!serves(a) || k % 2 != 0 || kernel.split || !kernel.chains ||
+                (rows > 4 && crowded(a.row_step * index_t(sizeof(From))))),
+        k_(k),
+        step_(kernel.stored_depth(k) + 16) {}
 
-  bool needed() const { return true; }
-  index_t size(index_t height) const { return (height + kernel_.rows) * step_; }
+  bool needed() const { return needed_; }
+  // Matrix registers read whole ones, beyond the last row.
+  index_t size(index_t height) const { return needed_ ? (height + kernel_.rows) * step_ : 0; }
   RowBlock<bfloat16_pair> make(Strided<From> a, index_t rows, bfloat16_pair* copy) const {
+    if constexpr (std::is_same_v<From, bfloat16>)
+      if (!needed_) return {reinterpret_cast<const bfloat16_pair*>(a.data), a.row_step / 2, 1};
     pack_rows(kernel_, a, rows, k_, copy, step_);
     return {copy, step_, 1};
   }
 
  private:
+  /// Whether what lies there are pairs already.
+  static bool serves(Strided<From> a) {
+    return std::is_same_v<From, bfloat16> && a.column_step == 1 && a.row_step % 2 == 0 &&
+           reinterpret_cast<std::uintptr_t>(a.data) % alignof(bfloat16_pair) == 0;
+  }
+
   const Kernel& kernel_;
+  bool needed_;
   index_t k_, step_;
 };
 

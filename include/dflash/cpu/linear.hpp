@@ -5,8 +5,8 @@
 #include <type_traits>
 
 #include "dflash/core/bfloat16.hpp"
-#include "dflash/core/frozen_rows.hpp"
 #include "dflash/core/operations.hpp"
+#include "dflash/core/stored_rows.hpp"
 #include "dflash/core/tensor.hpp"
 #include "dflash/cpu/backend.hpp"
 #include "dflash/cpu/convert.hpp"
@@ -47,25 +47,29 @@ void linear(CpuBackend<T>& backend, InRows<T> x, In<T, 2> w, Out<T, 2> y) {
 
 /// dx += dy w, or = it.                                           dy (N, O)  w (O, I)  dx (N, I)
 template <class T>
-void linear_backward_input(CpuBackend<T>& backend, In<T, 2> dy, In<T, 2> w, Out<T, 2> dx,
+void linear_backward_input(CpuBackend<T>& backend, InRows<T> dy, In<T, 2> w, Out<T, 2> dx,
                            Result result = Result::added) {
   expects(dy.shape[1] == w.shape[0] && dx.shape[0] == dy.shape[0] && dx.shape[1] == w.shape[1],
           "linear_backward_input: shapes differ");
   const index_t k = dy.shape[1];
-  detail::gemm(backend, detail::Strided{dy.data, k, 1}, detail::Strided{w.data, w.shape[1], 1}, k,
-               dx, result == Result::added);
+  dy.visit([&](const auto& rows) {
+    detail::gemm(backend, detail::Strided{rows.data, k, 1}, detail::Strided{w.data, w.shape[1], 1},
+                 k, dx, result == Result::added);
+  });
 }
 
 /// dw += dy^T x, or = it.                                         dy (N, O)  x (N, I)  dw (O, I)
 template <class T>
-void linear_backward_weight(CpuBackend<T>& backend, In<T, 2> dy, InRows<T> x, Out<T, 2> dw,
+void linear_backward_weight(CpuBackend<T>& backend, InRows<T> dy, InRows<T> x, Out<T, 2> dw,
                             Result result = Result::added) {
   expects(dy.shape[0] == x.shape[0] && dw.shape[0] == dy.shape[1] && dw.shape[1] == x.shape[1],
           "linear_backward_weight: shapes differ");
-  x.visit([&](const auto& rows) {
-    detail::gemm(backend, detail::Strided{dy.data, 1, dy.shape[1]},
-                 detail::Strided{rows.data, x.shape[1], 1}, x.shape[0], dw,
-                 result == Result::added);
+  const index_t k = x.shape[0];
+  dy.visit([&](const auto& a) {
+    x.visit([&](const auto& b) {
+      detail::gemm(backend, detail::Strided{a.data, 1, dy.shape[1]},
+                   detail::Strided{b.data, x.shape[1], 1}, k, dw, result == Result::added);
+    });
   });
 }
 

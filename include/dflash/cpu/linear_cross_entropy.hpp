@@ -7,7 +7,7 @@
 #include <functional>
 #include <limits>
 
-#include "dflash/core/frozen_rows.hpp"
+#include "dflash/core/stored_rows.hpp"
 #include "dflash/core/tensor.hpp"
 #include "dflash/cpu/backend.hpp"
 #include "dflash/cpu/convert.hpp"
@@ -93,8 +93,8 @@ struct CrossEntropyRows {
 template <class T, class A, class B>
 class LogitsPass {
  public:
-  LogitsPass(CpuBackend<T>& backend, const GemmKernel<T, A, B>& kernel, In<T, 2> x, FrozenRows<T> w,
-             const RunningCrossEntropy<T>& run, Out<T, 2> dx)
+  LogitsPass(CpuBackend<T>& backend, const GemmKernel<T, A, B>& kernel, In<T, 2> x,
+             StoredRows<const T> w, const RunningCrossEntropy<T>& run, Out<T, 2> dx)
       : backend_(backend),
         kernel_(kernel),
         w_(w),
@@ -137,7 +137,7 @@ class LogitsPass {
  private:
   static constexpr index_t pack_words = 64;  // by one thread at a time
 
-  static index_t part_of(const FrozenRows<T>& w) {
+  static index_t part_of(const StoredRows<const T>& w) {
     const index_t most = std::clamp<index_t>((1 << 20) / (w.shape[1] + 1) / 64 * 64, 128, 512);
     return std::min(most, (w.shape[0] + 63) / 64 * 64);
   }
@@ -203,7 +203,7 @@ class LogitsPass {
 
   CpuBackend<T>& backend_;
   const GemmKernel<T, A, B>& kernel_;
-  FrozenRows<T> w_;
+  StoredRows<const T> w_;
   RunningCrossEntropy<T> run_;
   Out<T, 2> dx_;
   index_t part_, blocks_, height_;  // words of a part; of rows
@@ -216,7 +216,7 @@ class LogitsPass {
 };
 
 template <class T>
-void run_over_logits(CpuBackend<T>& backend, In<T, 2> x, const FrozenRows<T>& w,
+void run_over_logits(CpuBackend<T>& backend, In<T, 2> x, const StoredRows<const T>& w,
                      const RunningCrossEntropy<T>& run, Out<T, 2> dx) {
   if (w.shape[0] == 0) std::fill_n(dx.data, dx.size(), T(0));
   if (x.shape[0] == 0 || w.shape[0] == 0) return;

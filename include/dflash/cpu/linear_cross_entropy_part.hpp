@@ -3,7 +3,7 @@
 #include <cstdint>
 
 #include "dflash/core/cross_entropy_part.hpp"
-#include "dflash/core/frozen_rows.hpp"
+#include "dflash/core/stored_rows.hpp"
 #include "dflash/core/tensor.hpp"
 #include "dflash/cpu/backend.hpp"
 #include "dflash/cpu/linear_cross_entropy.hpp"

@@ -4,46 +4,25 @@
 #include <array>
 #include <bit>
 #include <cstdint>
+#include <cstring>
 #include <type_traits>
 
 #include "dflash/core/bfloat16.hpp"
 #include "dflash/cpu/bfloat16_vector.hpp"
 #include "dflash/cpu/gemm_kernel.hpp"
 #include "dflash/cpu/pack.hpp"
+#include "dflash/cpu/rounding.hpp"
 #include "dflash/cpu/vector_math.hpp"
 
 namespace dflash::detail {
 
-/// x rounded to bfloat16, to nearest even, in the upper half; NaN stays NaN. Without branches.
-[[gnu::always_inline]] inline std::uint32_t rounded(float x) {
-  const auto u = std::bit_cast<std::uint32_t>(x);
-  const std::uint32_t number = u + 0x7fff + (u >> 16 & 1), nan = u | 0x400000;
-  return (u & 0x7fffffff) > 0x7f800000 ? nan : number;
-}
 [[gnu::always_inline]] inline bfloat16_pair pair_of(float first, float second) {
   return rounded(first) >> 16 | (rounded(second) & 0xffff0000u);
 }
-/// What rounding leaves of x.
-[[gnu::always_inline]] inline float rest(float x) {
-  return x - std::bit_cast<float>(rounded(x) & 0xffff0000u);
-}
 
 #if defined(__x86_64__)
-// Functions of their own, as the instruction is not on every path that a lambda is compiled for.
-
-/// Pairs of the first of n values that follow each other; returns how many values.
-[[gnu::target("avx512f")]] inline index_t pack_pairs_avx512_bf16(const float* x, index_t n,
-                                                                 bfloat16_pair* to) {
-  index_t i = 0;
-  for (; i + 32 <= n; i += 32) {
-    Pairs16::Register pairs;
-    load_pairs(x + i, 32, pairs);
-    *(Pairs16::Memory*)(to + i / 2) = pairs;
-  }
-  return i;
-}
-
-/// Whole panels of 32 columns, `panel_step` apart, of two rows; returns how many columns.
+/// Whole panels of 32 columns, `panel_step` apart, of two rows; returns how many columns. A
+/// function of its own like round_avx512_bf16.
 [[gnu::target("avx512f")]] inline index_t pair_rows_avx512_bf16(const float* x, const float* next,
                                                                 index_t columns, bfloat16_pair* to,
                                                                 index_t panel_step) {
@@ -68,7 +47,7 @@ namespace dflash::detail {
   const index_t whole = n / 2;
   index_t done = 0;
 #if defined(__x86_64__)
-  if (path >= CpuPath::avx512_bf16) done = pack_pairs_avx512_bf16(x, n, to) / 2;
+  if (path >= CpuPath::avx512_bf16) round_avx512_bf16(x, 2 * (done = whole), to);
 #endif
   for (index_t i = done; i < whole; ++i) to[i] = pair_of(x[2 * i], x[2 * i + 1]);
   std::fill(to + whole, to + depth, 0u);
@@ -84,8 +63,8 @@ namespace dflash::detail {
 [[gnu::always_inline]] inline void pack_pairs(CpuPath, const bfloat16* x, index_t n, index_t depth,
                                               bool split, bfloat16_pair* to) {
   const index_t whole = n / 2;
-  for (index_t i = 0; i < whole; ++i)
-    to[i] = x[2 * i].bits | std::uint32_t(x[2 * i + 1].bits) << 16;
+  static_assert(std::endian::native == std::endian::little);  // values lie like pairs
+  std::memcpy(to, x, std::size_t(whole) * sizeof *to);
   std::fill(to + whole, to + (split ? 2 * depth : depth), 0u);
   if (n % 2 != 0) to[whole] = x[n - 1].bits;
 }

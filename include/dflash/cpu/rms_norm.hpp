@@ -2,9 +2,11 @@
 
 #include <cmath>
 
+#include "dflash/core/stored_rows.hpp"
 #include "dflash/core/tensor.hpp"
 #include "dflash/cpu/backend.hpp"
 #include "dflash/cpu/norm_gradient.hpp"
+#include "dflash/cpu/rounding.hpp"
 #include "dflash/cpu/row_sums.hpp"
 #include "dflash/cpu/vector_math.hpp"
 
@@ -17,33 +19,38 @@ template <class T>
   const double mean = sum_of_products(columns, x, x) / double(columns);
   return T(1 / std::sqrt(mean + double(eps)));
 }
-template <class T>
-[[gnu::always_inline]] inline void scale_row(index_t columns, const T* x, T rstd, const T* scale,
-                                             T* y) {
-  for (index_t c = 0; c < columns; ++c) y[c] = x[c] * rstd * scale[c];
+
+template <class T, class To>
+[[gnu::always_inline]] inline void scale_row(CpuPath path, index_t columns, const T* x, T rstd,
+                                             const T* scale, To* y) {
+  store_each<T>(
+      path, columns,
+      y, [=](index_t c) __attribute__((always_inline)) { return x[c] * rstd * scale[c]; });
 }
 
 }  // namespace detail
 
-/// y = x rstd scale with rstd = 1 / sqrt(mean(x^2) + eps), row by row (arXiv:1910.07467). y may be
-/// x.
+/// y = x rstd scale with rstd = 1 / sqrt(mean(x^2) + eps), row by row (arXiv:1910.07467); rounded
+/// if y lies in bfloat16. y may be x.
 ///                                                         x, y (N, C)  scale (C)  rstd (N)
 template <class T>
 void rms_norm(CpuBackend<T>& backend, In<T, 2> x, In<T, 1> scale, std::type_identity_t<T> eps,
-              Out<T, 2> y, Out<T, 1> rstd) {
+              OutRows<T> y, Out<T, 1> rstd) {
   const index_t columns = x.shape[1];
   expects(y.shape[0] == x.shape[0] && y.shape[1] == columns && scale.shape[0] == columns &&
               rstd.shape[0] == x.shape[0],
           "rms_norm: shapes differ");
-  backend.for_parts(x.shape[0], columns, [&](Range part) {
-    detail::on_path(
-        backend.path(), [=]() __attribute__((always_inline)) {
-          for (index_t n = part.begin; n < part.end; ++n) {
-            const T* const from = x.data + n * columns;
-            const T r = rstd.data[n] = detail::rstd_of_row(columns, from, eps);
-            detail::scale_row(columns, from, r, scale.data, y.data + n * columns);
-          }
-        });
+  y.visit([&](const auto& to) {
+    backend.for_parts(x.shape[0], columns, [&](Range part) {
+      detail::on_path(
+          backend.path(), [ =, path = backend.path() ]() __attribute__((always_inline)) {
+            for (index_t n = part.begin; n < part.end; ++n) {
+              const T* const from = x.data + n * columns;
+              const T r = rstd.data[n] = detail::rstd_of_row(columns, from, eps);
+              detail::scale_row(path, columns, from, r, scale.data, to.data + n * columns);
+            }
+          });
+    });
   });
 }
 

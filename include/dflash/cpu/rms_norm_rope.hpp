@@ -24,7 +24,7 @@ void rms_norm_rope(CpuBackend<T>& backend, In<T, 3> x, In<T, 1> w, std::type_ide
   detail::expect_places<T>(y, heads);
   backend.for_parts(x.shape[0], 3 * heads * dim, [&](Range rows) {
     detail::on_path(
-        backend.path(), [=]() __attribute__((always_inline)) {
+        backend.path(), [ =, path = backend.path() ]() __attribute__((always_inline)) {
           for (index_t n = rows.begin; n < rows.end; ++n)
             for (index_t h = 0; h < heads; ++h) {
               const index_t row = n * heads + h;
@@ -38,7 +38,7 @@ void rms_norm_rope(CpuBackend<T>& backend, In<T, 3> x, In<T, 1> w, std::type_ide
                   std::copy_n(done, dim, to);
                   continue;
                 }
-                detail::scale_row(dim, from, r, w.data, to);
+                detail::scale_row(path, dim, from, r, w.data, to);
                 detail::turn_head(half, cos.data + n * half, sin.data + n * half, T(1), to);
                 done = to;
               }

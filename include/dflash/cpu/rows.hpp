@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "dflash/core/frozen_rows.hpp"
+#include "dflash/core/stored_rows.hpp"
 #include "dflash/core/tensor.hpp"
 #include "dflash/cpu/backend.hpp"
 #include "dflash/cpu/convert.hpp"

@@ -9,8 +9,8 @@
 #include "dflash/comm/sequence_parallel_group.hpp"
 #include "dflash/core/attention_rule.hpp"
 #include "dflash/core/bfloat16.hpp"
-#include "dflash/core/frozen_rows.hpp"
 #include "dflash/core/host_vector.hpp"
+#include "dflash/core/stored_rows.hpp"
 #include "dflash/core/tensor.hpp"
 #include "dflash/core/uploads.hpp"
 #include "dflash/data/blocks.hpp"
@@ -28,7 +28,7 @@ struct Batch {
   index_t block_size = 0;                       // K
   index_t samples = 0;                          // of the whole group
 
-  FrozenTensor<B> features;                          // (S, C * H), this rank's rows
+  StoredTensor<B> features;                          // (S, C * H), this rank's rows
   Tensor<B, index_t, 1> context_position;            // (S), in its own sample
   Tensor<B, index_t, 1> block_position;              // (N * K)
   Tensor<B, std::int32_t, 1> tokens;                 // (N * K): anchor token, then masks
@@ -162,7 +162,7 @@ Batch<B> shard(B& backend, const SequenceParallelGroup<C>& group, std::span<cons
     uploads_beside(backend).upload_rows(
         batch.context_position.size(), width, rows.view().data,
         [&](Range some, U* out) { detail::read_own_rows(samples, parts, some, width, out); });
-    return FrozenTensor<B>(std::move(rows));
+    return StoredTensor<B>(std::move(rows));
   };
   const index_t shape[] = {batch.context_position.size(), width};
   if constexpr (KeepsBfloat16Rows<B>)

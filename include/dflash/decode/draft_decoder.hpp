@@ -42,7 +42,8 @@ class DraftDecoder {
     const index_t n = features.shape[0], held = cache_.length();
     if (n == 0) return;
     const auto rope = tables(held, n);
-    typename Model::Matrix fused, context;
+    typename Model::Matrix fused;
+    StoredTensor<B> context;
     typename Model::Vector rstd;
     model_->fuse(*weights_, features, fused, context, rstd);
     cache_.prepare(n);
@@ -51,7 +52,7 @@ class DraftDecoder {
       typename Model::BlockType::ContextSaved saved;
       const View<T, 3> k = cache_.k(layer, held + n).rows({held, held + n}),
                        v = cache_.v(layer, held + n).rows({held, held + n});
-      model_->block().project_context((**weights_).layers[std::size_t(layer)], context.view(), at,
+      model_->block().project_context((**weights_).layers[std::size_t(layer)], context.rows(), at,
                                       {{}, {all_heads(k)}, {all_heads(v)}}, saved);
     }
     cache_.append(n);

@@ -4,6 +4,7 @@
 #include <string>
 
 #include "dflash/core/operations.hpp"
+#include "dflash/core/stored_rows.hpp"
 #include "dflash/model/attention.hpp"
 #include "dflash/model/draft_config.hpp"
 
@@ -60,6 +61,7 @@ class DFlashBlock {
   using Weights = DFlashBlockWeights<T>;
   using WeightGradients = DFlashBlockWeights<Sum>;
   using Matrix = Tensor<B, T, 2>;
+  using Rows = StoredTensor<B>;  // which products alone read
   using Vector = Tensor<B, Sum, 1>;
 
   struct Projection {  // rows of heads, before they are normalised per head and rotated
@@ -68,7 +70,7 @@ class DFlashBlock {
   };
   /// Keys and values of the context rows: they depend on the fused features only.
   struct ContextSaved {
-    In<T, 2> context;  // the caller keeps it until backward
+    InRows<T> context;  // the caller keeps it until backward
     Projection k;
     typename A::Context attention;
   };
@@ -88,7 +90,7 @@ class DFlashBlock {
 
   /// Projects the fused features, `context` (S, H), to this layer's keys and values, and lets the
   /// attention send them where they are needed.
-  void begin_context(const Weights& w, In<T, 2> context, const BlockGeometry<T>& at,
+  void begin_context(const Weights& w, InRows<T> context, const BlockGeometry<T>& at,
                      ContextSaved& s) const {
     project_context(w, context, at,
                     attention_.open_context(context.shape[0], sizes(), rule(at.mask), s.attention),
@@ -97,7 +99,7 @@ class DFlashBlock {
   }
 
   /// The same to other places, without sending: for keys and values that are kept elsewhere.
-  void project_context(const Weights& w, In<T, 2> context, const BlockGeometry<T>& at,
+  void project_context(const Weights& w, InRows<T> context, const BlockGeometry<T>& at,
                        const AttentionPlaces<T>& places, ContextSaved& s) const {
     s.context = context;
     project(context, w.k, w.k_bias, w.k_norm, at.context_cos, at.context_sin, places.k, s.k);
@@ -109,9 +111,9 @@ class DFlashBlock {
                  typename A::Context& context, Saved& s) const {
     s.x = x;
     {
-      const Matrix normed_rows = norm(x, w.input_norm, s.rstd);
+      const Rows rows = norm(x, w.input_norm, s.rstd);
+      const InRows<T> normed = rows.rows();
       const auto places = attention_.open(x.shape[0], sizes(), rule(at.mask), s.attention);
-      const In<T, 2> normed = normed_rows.view();
       project(normed, w.q, w.q_bias, w.q_norm, at.block_cos, at.block_sin, places.q, s.q);
       project(normed, w.k, w.k_bias, w.k_norm, at.block_cos, at.block_sin, places.k, s.k);
       place_values(normed, w.v, w.v_bias, places.v);
@@ -121,11 +123,11 @@ class DFlashBlock {
     s.residual = times(s.attended.view(), w.o, w.o_bias);
     add(backend(), x, s.residual.view());
     {
-      const Matrix post = norm(s.residual.view(), w.post_norm, s.post_rstd);
-      s.gate = times(post.view(), w.gate);
-      s.up = times(post.view(), w.up);
+      const Rows post = norm(s.residual.view(), w.post_norm, s.post_rstd);
+      s.gate = times(post.rows(), w.gate);
+      s.up = times(post.rows(), w.up);
     }
-    Matrix y = times(activation(s).view(), w.down);
+    Matrix y = times(activation(s).rows(), w.down);
     add(backend(), In<T, 2>(s.residual.view()), y.view());
     return y;
   }
@@ -136,19 +138,23 @@ class DFlashBlock {
                   typename A::Context& context, Saved& s, WeightGradients& g, Result result) const {
     if (result == Result::written) clear_vectors(g);
     {
-      Matrix active = activation(s), dactive = like(active);
-      times_backward(active.view(), w.down, dy.view(), {dactive.view(), Result::written},
-                     {g.down, result});
-      Matrix &dgate = active, &dup = dactive;  // which are used up
-      swiglu_backward(backend(), s.gate.view(), s.up.view(), dactive.view(), dgate.view(),
-                      dup.view());
+      Rows active = activation(s), dup;
+      Rows& dgate = active;  // which is used up
+      {
+        Matrix dactive = like(s.gate);
+        const Out<T, 2> dy_active = dactive.view();
+        times_backward(active.rows(), w.down, dy.view(), {dy_active, Result::written},
+                       {g.down, result});
+        dup = active.rows().narrow() ? rows_like(s.up) : Rows(std::move(dactive));
+        swiglu_backward(backend(), s.gate.view(), s.up.view(), dy_active, dgate.rows(), dup.rows());
+      }
       s.gate = Matrix();
       s.up = Matrix();
-      const Matrix post = norm(s.residual.view(), w.post_norm, s.post_rstd);
-      Matrix dpost = like(post);
-      times_backward(post.view(), w.gate, dgate.view(), {dpost.view(), Result::written},
+      const Rows post = norm(s.residual.view(), w.post_norm, s.post_rstd);
+      Matrix dpost = like(s.residual);
+      times_backward(post.rows(), w.gate, dgate.rows(), {dpost.view(), Result::written},
                      {g.gate, result});
-      times_backward(post.view(), w.up, dup.view(), {dpost.view()}, {g.up, result});
+      times_backward(post.rows(), w.up, dup.rows(), {dpost.view()}, {g.up, result});
       rms_norm_backward(backend(), s.residual.view(), w.post_norm, s.post_rstd.view(), dpost.view(),
                         dy.view(), g.post_norm);
     }
@@ -160,13 +166,13 @@ class DFlashBlock {
     Matrix dq = zeros(s.q.raw), dk = zeros(s.k.raw), dv = zeros(s.k.raw);
     attention_.backward(heads(dattended), rule(at.mask), context, s.attention, heads(dq), heads(dk),
                         heads(dv));
-    const Matrix normed = norm(s.x, w.input_norm, s.rstd);
-    Matrix dnormed = like(normed);
-    times_backward(normed.view(), w.v, dv.view(), {dnormed.view(), Result::written}, {g.v, result},
+    const Rows normed = norm(s.x, w.input_norm, s.rstd);
+    Matrix dnormed = like(dy);
+    times_backward(normed.rows(), w.v, dv.view(), {dnormed.view(), Result::written}, {g.v, result},
                    g.v_bias);
-    project_backward(normed.view(), w.k, w.k_norm, at.block_cos, at.block_sin, s.k, dk,
+    project_backward(normed.rows(), w.k, w.k_norm, at.block_cos, at.block_sin, s.k, dk,
                      dnormed.view(), {g.k, result}, g.k_bias, g.k_norm);
-    project_backward(normed.view(), w.q, w.q_norm, at.block_cos, at.block_sin, s.q, dq,
+    project_backward(normed.rows(), w.q, w.q_norm, at.block_cos, at.block_sin, s.q, dq,
                      dnormed.view(), {g.q, result}, g.q_bias, g.q_norm);
     rms_norm_backward(backend(), s.x, w.input_norm, s.rstd.view(), dnormed.view(), dy.view(),
                       g.input_norm);
@@ -200,6 +206,9 @@ class DFlashBlock {
   Matrix like(const Matrix& m) const {
     return Matrix(backend(), {m.view().shape[0], m.view().shape[1]});
   }
+  Rows rows_like(const Matrix& m) const {
+    return rows_for_products(backend(), m.view().shape[0], m.view().shape[1]);
+  }
   Matrix zeros(const Matrix& m) const {
     Matrix t = like(m);
     fill(backend(), t.view(), T(0));
@@ -211,34 +220,34 @@ class DFlashBlock {
       if constexpr (sizeof...(extents) == 1) fill(backend(), member, Sum(0));
     });
   }
-  void multiply(In<T, 2> x, In<T, 2> w, In<T, 1> bias, Out<T, 2> y) const {
+  void multiply(InRows<T> x, In<T, 2> w, In<T, 1> bias, Out<T, 2> y) const {
     linear(backend(), x, w, y);
     if (bias.data != nullptr) add_rows(backend(), bias, y);
   }
-  Matrix times(In<T, 2> x, In<T, 2> w, In<T, 1> bias = {}) const {
+  Matrix times(InRows<T> x, In<T, 2> w, In<T, 1> bias = {}) const {
     Matrix y(backend(), {x.shape[0], w.shape[0]});
     multiply(x, w, bias, y.view());
     return y;
   }
-  void times_backward(In<T, 2> x, In<T, 2> w, In<T, 2> dy, Gradient<T> dx, Gradient<Sum> dw,
+  void times_backward(InRows<T> x, In<T, 2> w, InRows<T> dy, Gradient<T> dx, Gradient<Sum> dw,
                       Out<Sum, 1> dbias = {}) const {
     linear_backward_input(backend(), dy, w, dx.to, dx.result);
     linear_backward_weight(backend(), dy, x, dw.to, dw.result);
     if (dbias.data != nullptr) sum_rows(backend(), dy, dbias);
   }
-  Matrix norm(In<T, 2> x, In<T, 1> w, Vector& rstd) const {
-    Matrix y(backend(), {x.shape[0], x.shape[1]});
+  Rows norm(In<T, 2> x, In<T, 1> w, Vector& rstd) const {
+    Rows y = rows_for_products(backend(), x.shape[0], x.shape[1]);
     rstd = Vector(backend(), {x.shape[0]});
-    rms_norm(backend(), x, w, Sum(shape_.eps), y.view(), rstd.view());
+    rms_norm(backend(), x, w, Sum(shape_.eps), y.rows(), rstd.view());
     return y;
   }
   /// What the MLP's last product takes.
-  Matrix activation(const Saved& s) const {
-    Matrix active = like(s.gate);
-    swiglu(backend(), s.gate.view(), s.up.view(), active.view());
+  Rows activation(const Saved& s) const {
+    Rows active = rows_like(s.gate);
+    swiglu(backend(), s.gate.view(), s.up.view(), active.rows());
     return active;
   }
-  void project(In<T, 2> x, In<T, 2> w, In<T, 1> bias, In<T, 1> w_norm, In<T, 2> cos, In<T, 2> sin,
+  void project(InRows<T> x, In<T, 2> w, In<T, 1> bias, In<T, 1> w_norm, In<T, 2> cos, In<T, 2> sin,
                HeadPlaces<T> places, Projection& s) const {
     s.raw = times(x, w, bias);
     s.rstd = Vector(backend(), {s.raw.size() / shape_.head_dim});
@@ -246,7 +255,7 @@ class DFlashBlock {
                   s.rstd.view());
   }
   /// The values x w^T + bias; a place that takes whole rows is where the product goes itself.
-  void place_values(In<T, 2> x, In<T, 2> w, In<T, 1> bias, HeadPlaces<T> places) const {
+  void place_values(InRows<T> x, In<T, 2> w, In<T, 1> bias, HeadPlaces<T> places) const {
     const index_t rows = x.shape[0], dim = shape_.head_dim;
     if (places.size() == 1 && places[0].count == shape_.kv_heads)
       return multiply(x, w, bias, {places[0].data, {rows, w.shape[0]}});
@@ -257,7 +266,7 @@ class DFlashBlock {
                      View<T, 2>{part.data, {rows, part.count * dim}});
   }
   /// From dout, which becomes the gradient of the projection, adds to dx and the gradients.
-  void project_backward(In<T, 2> x, In<T, 2> w, In<T, 1> w_norm, In<T, 2> cos, In<T, 2> sin,
+  void project_backward(InRows<T> x, In<T, 2> w, In<T, 1> w_norm, In<T, 2> cos, In<T, 2> sin,
                         Projection& s, Matrix& dout, Out<T, 2> dx, Gradient<Sum> dw,
                         Out<Sum, 1> dbias, Out<Sum, 1> dw_norm) const {
     rms_norm_rope_backward(backend(), heads(s.raw), w_norm, s.rstd.view(), cos, sin, heads(dout),

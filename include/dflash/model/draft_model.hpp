@@ -3,8 +3,8 @@
 #include <utility>
 #include <vector>
 
-#include "dflash/core/frozen_rows.hpp"
 #include "dflash/core/host_vector.hpp"
+#include "dflash/core/stored_rows.hpp"
 #include "dflash/data/batch.hpp"
 #include "dflash/model/parameters.hpp"
 
@@ -14,8 +14,8 @@ namespace dflash {
 ///                                                     both (V, H)
 template <class M, class B>
 concept SharedEnds = requires(const M& target) {
-  { target.embedding() } -> std::convertible_to<FrozenRows<typename B::value_type>>;
-  { target.lm_head() } -> std::convertible_to<FrozenRows<typename B::value_type>>;
+  { target.embedding() } -> std::convertible_to<StoredRows<const typename B::value_type>>;
+  { target.lm_head() } -> std::convertible_to<StoredRows<const typename B::value_type>>;
 };
 
 /// For those who do not look at gradients before backward is over.
@@ -41,7 +41,8 @@ class DraftModel {
   };
   struct Saved {
     RopeTables context_rope, block_rope;
-    Matrix fused, context;  // (S, H): before and after hidden_norm
+    Matrix fused;             // (S, H)
+    StoredTensor<B> context;  // the same, normalised
     Vector context_rstd;
     HostVector<Matrix> x;  // (N * K, H): the input of each layer, and of the final norm
     HostVector<typename Block::ContextSaved> context_layers;
@@ -81,7 +82,7 @@ class DraftModel {
     // The next layer's context is on its way while this layer computes.
     const auto begin_context = [&](std::size_t i) {
       if (i < w.layers.size())
-        block_.begin_context(w.layers[i], s.context.view(), geometry(batch, s, i),
+        block_.begin_context(w.layers[i], s.context.rows(), geometry(batch, s, i),
                              s.context_layers[i]);
     };
     begin_context(0);
@@ -106,7 +107,7 @@ class DraftModel {
       fill(backend(), g.norm, Sum(0));
       fill(backend(), g.hidden_norm, Sum(0));
     }
-    Matrix dy = zeros(s.output), dcontext = zeros(s.context);
+    Matrix dy = zeros(s.output), dcontext = zeros(s.fused);
     rms_norm_backward(backend(), s.x.back().view(), w.norm, s.rstd.view(), doutput, dy.view(),
                       g.norm);
     const auto end_context = [&](std::size_t i) {
@@ -130,15 +131,15 @@ class DraftModel {
 
   /// context = hidden_norm(fc(features)): what all layers see of the target.
   ///                                                 features (S, C * H)  fused, context (S, H)
-  void fuse(const Weights& weights, InRows<T> features, Matrix& fused, Matrix& context,
+  void fuse(const Weights& weights, InRows<T> features, Matrix& fused, StoredTensor<B>& context,
             Vector& rstd) const {
     const index_t rows = features.shape[0], hidden = config_.shape.hidden;
     fused = Matrix(backend(), {rows, hidden});
-    context = Matrix(backend(), {rows, hidden});
+    context = rows_for_products(backend(), rows, hidden);
     rstd = Vector(backend(), {rows});
     linear(backend(), features, (*weights).fc, fused.view());
     rms_norm(backend(), fused.view(), (*weights).hidden_norm, Sum(config_.shape.eps),
-             context.view(), rstd.view());
+             context.rows(), rstd.view());
   }
 
   void final_norm(const Weights& weights, In<T, 2> x, Out<T, 2> y, Vector& rstd) const {

@@ -2,8 +2,8 @@
 
 #include <string>
 
-#include "dflash/core/frozen_rows.hpp"
 #include "dflash/core/operations.hpp"
+#include "dflash/core/stored_rows.hpp"
 #include "dflash/model/load_frozen.hpp"
 #include "dflash/model/weight_source.hpp"
 
@@ -11,7 +11,7 @@ namespace dflash {
 
 /// w in the order in which products with it are fast.                                   w (O, I)
 template <Backend B>
-typename B::FrozenMatrix freeze(B& backend, const FrozenRows<typename B::value_type>& w,
+typename B::FrozenMatrix freeze(B& backend, const StoredRows<const typename B::value_type>& w,
                                 WeightStorage storage) {
   if (storage == WeightStorage::int8) {
     if constexpr (requires { freeze_int8(backend, w); })
@@ -42,7 +42,7 @@ struct FrozenLinear {
                            const LinearShape& shape, const TensorPart& part,
                            WeightStorage storage) {
     FrozenLinear linear;
-    const FrozenTensor<B> w = load_frozen(backend, weights, name + ".weight",
+    const StoredTensor<B> w = load_frozen(backend, weights, name + ".weight",
                                           {shape.outputs, shape.inputs}, part, storage);
     linear.weight = freeze(backend, w.rows(), storage);
     linear.outputs = part.rows.size();

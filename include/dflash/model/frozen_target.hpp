@@ -70,8 +70,10 @@ class FrozenTarget {
     if (!shared_) lm_head_ = load(tied ? keys.embedding : keys.lm_head, lm_head_rows_);
   }
 
-  FrozenRows<T> embedding() const { return embedding_.rows(); }  // (V, H), of a share its rows
-  FrozenRows<T> lm_head() const {                                // the same
+  StoredRows<const T> embedding() const {
+    return embedding_.rows();
+  }                                      // (V, H), of a share its rows
+  StoredRows<const T> lm_head() const {  // the same
     if (!shared_) return lm_head_.rows();
     return embedding().rows(
         {lm_head_rows_.begin - embedding_rows_.begin, lm_head_rows_.end - embedding_rows_.begin});
@@ -84,7 +86,7 @@ class FrozenTarget {
   index_t hidden() const { return embedding().shape[1]; }  // H
 
  private:
-  FrozenTensor<B> embedding_, lm_head_;
+  StoredTensor<B> embedding_, lm_head_;
   index_t vocabulary_ = 0;
   Range embedding_rows_, lm_head_rows_;  // that are here
   bool shared_ = false;                  // the head's rows are among the embedding's

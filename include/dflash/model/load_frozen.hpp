@@ -4,7 +4,7 @@
 #include <string_view>
 
 #include "dflash/core/bfloat16.hpp"
-#include "dflash/core/frozen_rows.hpp"
+#include "dflash/core/stored_rows.hpp"
 #include "dflash/core/tensor.hpp"
 #include "dflash/model/weight_source.hpp"
 
@@ -38,7 +38,7 @@ bool is_bfloat16(const W& weights, std::string_view name) {
 /// backend keeps such rows, else in the backend's type. Error naming the tensor that is missing or
 /// of another shape.
 template <Backend B, WeightSource W>
-FrozenTensor<B> load_frozen(B& backend, const W& weights, const std::string& name,
+StoredTensor<B> load_frozen(B& backend, const W& weights, const std::string& name,
                             const index_t (&shape)[2], const TensorPart& part,
                             WeightStorage storage = WeightStorage::as_stored) {
   if constexpr (KeepsBfloat16Rows<B>)

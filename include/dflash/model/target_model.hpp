@@ -79,8 +79,8 @@ class TargetModel {
   B& backend() const { return *backend_; }
   const TargetConfig& config() const { return config_; }
   const FrozenTarget<B>& ends() const { return ends_; }
-  FrozenRows<T> embedding() const { return ends_.embedding(); }  // (V, H), this rank's rows
-  FrozenRows<T> lm_head() const { return ends_.lm_head(); }      // the same
+  StoredRows<const T> embedding() const { return ends_.embedding(); }  // (V, H), this rank's rows
+  StoredRows<const T> lm_head() const { return ends_.lm_head(); }      // the same
   const TargetCut& cut() const { return cut_; }
   TensorParallelGroup<C>& group() const { return *group_; }
 

@@ -9,16 +9,16 @@
 #include "dflash/comm/group_operations.hpp"
 #include "dflash/comm/traffic.hpp"
 #include "dflash/core/error.hpp"
-#include "dflash/core/frozen_rows.hpp"
 #include "dflash/core/host_copy.hpp"
 #include "dflash/core/operations.hpp"
+#include "dflash/core/stored_rows.hpp"
 
 namespace dflash {
 
 /// Some rows of an embedding or of a head: those of tokens [first, first + rows) of `total`.
 template <class T>
 struct VocabularySlice {
-  FrozenRows<T> rows;  // (V / t, H)
+  StoredRows<const T> rows;  // (V / t, H)
   index_t first = 0, total = 0;
 
   Range range() const { return {first, first + rows.shape[0]}; }

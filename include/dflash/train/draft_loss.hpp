@@ -7,8 +7,8 @@
 #include <string>
 #include <utility>
 
-#include "dflash/core/frozen_rows.hpp"
 #include "dflash/core/host_vector.hpp"
+#include "dflash/core/stored_rows.hpp"
 #include "dflash/core/tensor.hpp"
 #include "dflash/train/loss.hpp"
 

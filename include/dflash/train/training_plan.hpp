@@ -36,6 +36,7 @@ struct TrainingPlan {
   bool float8_head = false;     // the loss has two copies of the head in float8
   bool bfloat16_target = false;             // its matrices stay in bfloat16 whatever `bytes` says
   bool bfloat16_features = false;           // and so do features that are read
+  bool bfloat16_products = false;           // and rows that products with weights alone read
   std::optional<TargetConfig> target = {};  // where the target itself runs in the job
 
   struct Item {
@@ -227,6 +228,11 @@ struct TrainingPlan {
     return p;
   }
 
+  /// Of a value in rows that products alone read.
+  index_t product_bytes() const {
+    return bfloat16_products ? index_t(sizeof(bfloat16)) : bytes.value;
+  }
+
   /// Features, positions, tokens, and what each block of the group sees.
   index_t batch_bytes(index_t rank) const {
     const Part p = part(rank);
@@ -251,9 +257,9 @@ struct TrainingPlan {
         config.layers * (p.rows * (2 + s.heads + s.kv_heads) + p.context * s.kv_heads + lse) +
         p.context + p.rows;
     const index_t values = config.layers * (block + context + worker) +
-                           (2 * p.context + (config.layers + 2) * p.rows) * s.hidden +
+                           (p.context + (config.layers + 2) * p.rows) * s.hidden +
                            (p.context + p.rows) * s.head_dim;
-    return values * bytes.value + sums * bytes.sum;
+    return values * bytes.value + p.context * s.hidden * product_bytes() + sums * bytes.sum;
   }
 
   /// What backward needs besides, in the attention or the MLP of a layer, while the gradients of
