@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "dflash/core/config.hpp"
+#include "dflash/cpu/vector.hpp"
 
 namespace dflash::detail {
 
@@ -39,14 +40,6 @@ struct GemmTile {
   index_t c_row;
   index_t rows, columns;
   bool add;
-};
-
-/// The compiler's own vectors.
-template <class T, int Bytes>
-struct Vector {
-  typedef T Register __attribute__((vector_size(Bytes)));
-  typedef T Memory __attribute__((vector_size(Bytes), aligned(alignof(T)), may_alias));
-  static constexpr int lanes = Bytes / sizeof(T);
 };
 
 /// How a tile takes one element of a column of a and a vector of b: both in the type of c.

@@ -141,12 +141,13 @@ class DFlashBlock {
       Rows active = activation(s), dup;
       Rows& dgate = active;  // which is used up
       {
-        Matrix dactive = like(s.gate);
-        const Out<T, 2> dy_active = dactive.view();
-        times_backward(active.rows(), w.down, dy.view(), {dy_active, Result::written},
+        Matrix room = like(s.gate);
+        const Out<T, 2> dactive = room.view();
+        times_backward(active.rows(), w.down, dy.view(), {dactive, Result::written},
                        {g.down, result});
-        dup = active.rows().narrow() ? rows_like(s.up) : Rows(std::move(dactive));
-        swiglu_backward(backend(), s.gate.view(), s.up.view(), dy_active, dgate.rows(), dup.rows());
+        // In float, dup takes the place of dactive.
+        dup = active.rows().narrow() ? rows_like(s.up) : Rows(std::move(room));
+        swiglu_backward(backend(), s.gate.view(), s.up.view(), dactive, dgate.rows(), dup.rows());
       }
       s.gate = Matrix();
       s.up = Matrix();
