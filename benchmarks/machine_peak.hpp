@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <vector>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -114,21 +115,39 @@ inline double peak_bandwidth(dflash::CpuBackend<float>& backend) {
   return 3.0 * sizeof(float) * double(n) / seconds;
 }
 
-/// Bytes a second that the backend's threads read from memory, each a part of its own.
-inline double read_bandwidth(dflash::CpuBackend<float>& backend) {
-  const index_t n = index_t(1) << 27, parts = backend.threads();
-  auto x = backend.allocate<float>(n);
-  fill(backend, dflash::View<float, 1>{x.data(), {n}}, 1);
-  std::vector<float> sums(static_cast<std::size_t>(parts));
-  const double seconds = best_seconds(5, [&] {
-    backend.parallel_for(parts, n, [&](index_t part, int) {
-      float lane[64] = {};
-      for (index_t i = n * part / parts / 64 * 64; i < n * (part + 1) / parts / 64 * 64; i += 64)
-        for (int l = 0; l < 64; ++l) lane[l] += x.data()[i + l];
-      for (const float l : lane) sums[std::size_t(part)] += l;
+/// Reads from memory with all threads of a backend, each a part of its own.
+class ReadBandwidth {
+ public:
+  explicit ReadBandwidth(dflash::CpuBackend<float>& backend)
+      : backend_(&backend),
+        x_(backend.allocate<float>(size)),
+        sums_(std::size_t(backend.threads())) {
+    fill(backend, dflash::View<float, 1>{x_.data(), {size}}, 1);
+  }
+
+  /// Bytes a second, at the moment.
+  double operator()() {
+    constexpr int rounds = 4;
+    const index_t parts = backend_->threads();
+    const double seconds = seconds_of([&] {
+      for (int round = 0; round < rounds; ++round)
+        backend_->parallel_for(parts, size, [&](index_t part, int) {
+          float lane[64] = {};
+          for (index_t i = size * part / parts / 64 * 64; i < size * (part + 1) / parts / 64 * 64;
+               i += 64)
+            for (int l = 0; l < 64; ++l) lane[l] += x_.data()[i + l];
+          for (const float l : lane) sums_[std::size_t(part)] += l;
+        });
     });
-  });
-  return double(sizeof(float)) * double(n) / seconds;
-}
+    return rounds * double(sizeof(float)) * double(size) / seconds;
+  }
+
+ private:
+  static constexpr index_t size = 1 << 26;
+
+  dflash::CpuBackend<float>* backend_;
+  dflash::CpuBuffer<float> x_;
+  std::vector<float> sums_;
+};
 
 }  // namespace dflash_benchmark

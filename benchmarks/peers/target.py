@@ -7,6 +7,7 @@ All load the same weights and use as many threads, and take turns in one run; se
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -160,11 +161,13 @@ def compare(options):
                 path = Path(scratch) / f"{kind}.gguf"
                 write_gguf(options.model, path, kind)
                 programs["llama.cpp " + kind.lower()] = lambda path=path: run_llama(options, path)
-        best = {}
+        best, fractions = {}, {}
         for _ in range(options.rounds):
             for name, run in programs.items():
                 result = run()
                 mine = best.setdefault(name, result)
+                if "decode_fraction_of_bandwidth" in result:
+                    fractions.setdefault(name, []).append(result["decode_fraction_of_bandwidth"])
                 if result["decode_tokens_per_s"] > mine["decode_tokens_per_s"]:
                     prefill = mine["prefill_tokens_per_s"]
                     mine = best[name] = result | {"prefill_tokens_per_s": prefill}
@@ -173,8 +176,8 @@ def compare(options):
     for name, result in best.items():
         line = f"{name:44} prefill {result['prefill_tokens_per_s']:9.1f} tokens/s"
         line += f"  decode {result['decode_tokens_per_s']:8.1f} tokens/s"
-        if "decode_fraction_of_bandwidth" in result:
-            line += f" ({100 * result['decode_fraction_of_bandwidth']:.0f} % of memory bandwidth)"
+        if name in fractions:
+            line += f" ({100 * statistics.median(fractions[name]):.0f} % of memory bandwidth)"
         print(line)
     ours = [name for name in best if name.startswith("dflash")]
     for name in ours:

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cmath>
+#include <type_traits>
 
 #include "dflash/core/stored_rows.hpp"
 #include "dflash/core/tensor.hpp"
@@ -14,12 +15,18 @@ namespace dflash {
 
 namespace detail {
 
-template <class T>
-[[gnu::always_inline]] inline T rstd_of_row(index_t columns, const T* x, T eps) {
-  const double mean = sum_of_products(columns, x, x) / double(columns);
+/// From so many columns on, memory fetches where a normalised row will go while the row is read:
+/// else it would wait until then.
+inline constexpr index_t long_row = 512;
+
+template <bool Long = false, class T, class To = T>
+[[gnu::always_inline]] inline T rstd_of_row(index_t columns, const T* x, T eps, To* y = nullptr) {
+  const auto fetch = [=](index_t i) __attribute__((always_inline)) {
+    if constexpr (Long) __builtin_prefetch(y + i, 1);
+  };
+  const double mean = sum_of_products_with(fetch, columns, x, x) / double(columns);
   return T(1 / std::sqrt(mean + double(eps)));
 }
-
 template <class T, class To>
 [[gnu::always_inline]] inline void scale_row(CpuPath path, index_t columns, const T* x, T rstd,
                                              const T* scale, To* y) {
@@ -44,11 +51,19 @@ void rms_norm(CpuBackend<T>& backend, In<T, 2> x, In<T, 1> scale, std::type_iden
     backend.for_parts(x.shape[0], columns, [&](Range part) {
       detail::on_path(
           backend.path(), [ =, path = backend.path() ]() __attribute__((always_inline)) {
-            for (index_t n = part.begin; n < part.end; ++n) {
-              const T* const from = x.data + n * columns;
-              const T r = rstd.data[n] = detail::rstd_of_row(columns, from, eps);
-              detail::scale_row(path, columns, from, r, scale.data, to.data + n * columns);
-            }
+            const auto rows = [=](auto is_long) __attribute__((always_inline)) {
+              for (index_t n = part.begin; n < part.end; ++n) {
+                const T* const from = x.data + n * columns;
+                auto* const row = to.data + n * columns;
+                const T r = rstd.data[n] =
+                    detail::rstd_of_row<decltype(is_long)::value>(columns, from, eps, row);
+                detail::scale_row(path, columns, from, r, scale.data, row);
+              }
+            };
+            if (columns >= detail::long_row)
+              rows(std::true_type());
+            else
+              rows(std::false_type());
           });
     });
   });

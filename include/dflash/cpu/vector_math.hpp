@@ -136,29 +136,28 @@ template <class T>
   return fold(lane, [](T a, T b) { return a < b ? b : a; });
 }
 
-/// Sum of the products of the factors' elements, in double, in sixteen interleaved parts.
+/// Sum of the products of the factors' elements, in double, in sixteen interleaved parts. each(i)
+/// is called on the way.
+template <class F, class T, class... U>
+[[gnu::always_inline]] inline double sum_of_products_with(F each, index_t n, const T* x,
+                                                          const U*... more) {
+  alignas(64) double lane[16] = {};
+  index_t i = 0;
+  for (; i + 16 <= n; i += 16) {
+    each(i);
+    for (int l = 0; l < 16; ++l) lane[l] += (double(x[i + l]) * ... * double(more[i + l]));
+  }
+  for (int l = 0; i + l < n; ++l) lane[l] += (double(x[i + l]) * ... * double(more[i + l]));
+  // Compilers make vectors of the loops above, but not of the sixteen lanes' sum.
+  using Wide = Vector<double, 64>;
+  typename Wide::Register sum = *(const typename Wide::Memory*)lane;
+  sum += *(const typename Wide::Memory*)(lane + 8);
+  return sum_of_lanes<Wide>(sum);
+}
+
 template <class T, class... U>
 [[gnu::always_inline]] inline double sum_of_products(index_t n, const T* x, const U*... more) {
-  using Wide = Vector<double, 64>;
-  typename Wide::Register low = {}, high = {};
-  const auto add = [&](index_t i, index_t some, auto& sum) __attribute__((always_inline)) {
-    const auto factor = [&](const auto* from, auto& wide) __attribute__((always_inline)) {
-      typename Vector<std::remove_cvref_t<decltype(*from)>, 8 * sizeof(*from)>::Register values;
-      load_lanes(from + i, some, values);
-      wide = __builtin_convertvector(values, typename Wide::Register);
-    };
-    typename Wide::Register product, other;
-    factor(x, product);
-    ((factor(more, other), product *= other), ...);
-    sum += product;
-  };
-  each_lanes<16>(
-      0, n, [&](index_t i, index_t some) __attribute__((always_inline)) {
-        add(i, std::min<index_t>(some, 8), low);
-        if (some > 8) add(i + 8, some - 8, high);
-      });
-  low += high;
-  return sum_of_lanes<Wide>(low);
+  return sum_of_products_with([](index_t) __attribute__((always_inline)){}, n, x, more...);
 }
 
 template <class F>
