@@ -163,6 +163,7 @@ void run(const Options& options) {
         if (form == Form::weight) linear_backward_weight(backend, dy, x, data.weights());
       };
       std::vector<std::function<void()>> calls{[&] { ours(data.inputs(), data.outputs()); }};
+      // Products with frozen weights take rows in float.
       if (bf16) calls.push_back([&] { ours(data.stored_inputs(), data.stored_outputs()); });
       for (const Contestant& other : others)
         calls.push_back([&] {
@@ -188,10 +189,10 @@ void run(const Options& options) {
     }
   }
   std::printf("all products of a step but the head's: dflash %.4f s", step[0]);
-  if (bf16) std::printf(", dflash + %.4f s", step[1]);
+  if (bf16) std::printf(", dflash + %.4f s (%.2f times)", step[1], step[1] / step[0]);
   for (std::size_t c = 0; c < others.size(); ++c)
-    std::printf(", %s %.4f s (%.2f times ours%s)", others[c].name.c_str(), step[own + c],
-                step[own + c] / step[own - 1], bf16 ? " +" : "");
+    std::printf(", %s %.4f s (%.2f times)", others[c].name.c_str(), step[own + c],
+                step[own + c] / step[0]);
   std::printf("\n");
 }
 

@@ -127,7 +127,7 @@ class ReadBandwidth {
 
   /// Bytes a second, at the moment.
   double operator()() {
-    constexpr int rounds = 4;
+    constexpr int rounds = 2;
     const index_t parts = backend_->threads();
     const double seconds = seconds_of([&] {
       for (int round = 0; round < rounds; ++round)
@@ -143,7 +143,7 @@ class ReadBandwidth {
   }
 
  private:
-  static constexpr index_t size = 1 << 26;
+  static constexpr index_t size = 1 << 27;
 
   dflash::CpuBackend<float>* backend_;
   dflash::CpuBuffer<float> x_;

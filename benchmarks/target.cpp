@@ -49,7 +49,7 @@ struct Options {
     app.add_option("--new-tokens", new_tokens, "tokens decoded behind it")
         ->capture_default_str()
         ->check(CLI::PositiveNumber);
-    app.add_option("--repeats", repeats, "the fastest counts")
+    app.add_option("--repeats", repeats, "the fastest counts, of the share of bandwidth the median")
         ->capture_default_str()
         ->check(CLI::PositiveNumber);
     app.add_option("--threads", threads)->capture_default_str()->check(CLI::PositiveNumber);

@@ -55,21 +55,23 @@ inline void linear(OnednnBackend& backend, InRows<float> x, In<float, 2> w, Out<
 }
 
 /// dx += dy w, or = it.                                           dy (N, O)  w (O, I)  dx (N, I)
-inline void linear_backward_input(OnednnBackend& backend, In<float, 2> dy, In<float, 2> w,
+inline void linear_backward_input(OnednnBackend& backend, InRows<float> dy, In<float, 2> w,
                                   Out<float, 2> dx, Result result = Result::added) {
   expects(dy.shape[1] == w.shape[0] && dx.shape[0] == dy.shape[0] && dx.shape[1] == w.shape[1],
           "linear_backward_input: shapes differ");
-  detail::onednn_gemm(backend, false, false, dy, w, dy.shape[1], dx, result == Result::added);
+  Tensor<OnednnBackend, float, 2> room;
+  detail::onednn_gemm(backend, false, false, detail::widened(backend, dy, room), w, dy.shape[1], dx,
+                      result == Result::added);
 }
 
 /// dw += dy^T x, or = it.                                         dy (N, O)  x (N, I)  dw (O, I)
-inline void linear_backward_weight(OnednnBackend& backend, In<float, 2> dy, InRows<float> x,
+inline void linear_backward_weight(OnednnBackend& backend, InRows<float> dy, InRows<float> x,
                                    Out<float, 2> dw, Result result = Result::added) {
   expects(dy.shape[0] == x.shape[0] && dw.shape[0] == dy.shape[1] && dw.shape[1] == x.shape[1],
           "linear_backward_weight: shapes differ");
-  Tensor<OnednnBackend, float, 2> room;
-  detail::onednn_gemm(backend, true, false, dy, detail::widened(backend, x, room), x.shape[0], dw,
-                      result == Result::added);
+  Tensor<OnednnBackend, float, 2> dy_room, x_room;
+  detail::onednn_gemm(backend, true, false, detail::widened(backend, dy, dy_room),
+                      detail::widened(backend, x, x_room), x.shape[0], dw, result == Result::added);
 }
 
 static_assert(Backend<OnednnBackend>);

@@ -4,6 +4,10 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <limits>
 #include <vector>
 
 #include "cpu/precisions.hpp"
@@ -66,7 +70,7 @@ TEST_CASE("products with rows in bfloat16 have the bits of those with their valu
 
 TEST_CASE("rms norm and swiglu write their values in float, rounded, to rows in bfloat16") {
   for (const CpuPath path : cpu_paths())
-    for (const index_t width : {1, 7, 32, 37, 300}) {
+    for (const index_t width : {1, 7, 32, 37, 300, 512, 1030}) {
       CAPTURE(name_of(path));
       CAPTURE(width);
       const index_t rows = 5, size = rows * width;
@@ -89,7 +93,71 @@ TEST_CASE("rms norm and swiglu write their values in float, rounded, to rows in 
       swiglu_backward(backend, of(x), of(up), of(dy), of(y_stored), of(other_stored));
       CHECK(same_bits(y_stored, in_bfloat16(y)));
       CHECK(same_bits(other_stored, in_bfloat16(other)));
+      std::vector<float> wide(at(size));
+      swiglu_backward(backend, of(x), of(up), of(dy), of(y_stored), of(wide));
+      CHECK(same_bits(wide, other));
+      swiglu_backward(backend, of(x), of(up), of(dy), of(wide), of(other_stored));
+      CHECK(same_bits(wide, y));
     }
+}
+
+TEST_CASE("rms norm may write over what it reads") {
+  for (const index_t width : {37, 512, 1030}) {
+    CpuBackend<float> backend;
+    auto x = random<float>(3 * width, 1);
+    const auto scale = random<float>(width, 2);
+    std::vector<float> y(x.size()), rstd(3);
+    rms_norm(backend, matrix(x, 3, width), flat(scale), 1e-6f, matrix(y, 3, width), flat(rstd));
+    rms_norm(backend, matrix(x, 3, width), flat(scale), 1e-6f, matrix(x, 3, width), flat(rstd));
+    CHECK(same_bits(x, y));
+  }
+}
+
+TEST_CASE("rows in bfloat16 begin at any element, and few may be far apart") {
+  for (const auto& [path, precision] : ways<float>())
+    for (const auto& [n, k, first] : {std::array<index_t, 3>{9, 64, 1}, {3, 1024, 0}}) {
+      CAPTURE(name_of(path));
+      CAPTURE(name_of(precision));
+      const index_t o = 20;
+      CpuBackend<float> backend(1, path, precision);
+      const auto all = as_factor(random<float>(first + n * k, 1), CpuPrecision::bf16),
+                 w = random<float>(o * k, 2);
+      const auto stored = in_bfloat16(all);
+      std::vector<float> y(at(n * o)), y_stored(at(n * o));
+      linear(backend, View<const float, 2>{all.data() + first, {n, k}}, matrix(w, o, k),
+             matrix(y, n, o));
+      linear(backend, View<const bfloat16, 2>{stored.data() + first, {n, k}}, matrix(w, o, k),
+             matrix(y_stored, n, o));
+      CHECK(same_bits(y, y_stored));
+    }
+}
+
+TEST_CASE("values are rounded to nearest even, whole vectors and what is left") {
+  const float inf = std::numeric_limits<float>::infinity();
+  // Halfway between two neighbours, once to either side, then what is no number or too large.
+  const std::vector<float> special{1 + 0x1p-8f, 1 + 0x3p-8f, -1 - 0x1p-8f, inf, -inf, 0x1.ffp127f};
+  std::vector<float> x;
+  for (int i = 0; i < 45; ++i) x.push_back(special[std::size_t(i) % special.size()]);
+  x.back() = std::numeric_limits<float>::quiet_NaN();
+  for (const CpuPath path : cpu_paths()) {
+    CAPTURE(name_of(path));
+    std::vector<bfloat16> y(x.size());
+    detail::store_values(path, x.data(), index_t(x.size()), y.data());
+    const auto expected = in_bfloat16(x);
+    CHECK(std::equal(y.begin(), y.end() - 1, expected.begin(),
+                     [](bfloat16 a, bfloat16 b) { return a.bits == b.bits; }));
+    CHECK(std::isnan(float(y.back())));
+  }
+}
+
+TEST_CASE("rows in bfloat16 are copied and made read-only without a look at their type") {
+  std::vector<bfloat16> values(6, bfloat16(1.5f));
+  const StoredRows<float> rows(matrix(values, 2, 3));
+  const StoredRows<float> same = rows;
+  const StoredRows<const float> read_only = same;
+  CHECK(same.narrow());
+  CHECK(read_only.narrow());
+  read_only.visit([&](const auto& view) { CHECK((const void*)view.data == values.data()); });
 }
 
 TEST_CASE("rows for products lie in bfloat16 where products round") {

@@ -11,7 +11,7 @@ namespace swiglu_test {
 using namespace dflash;
 using namespace dflash_test;
 
-TEST_CASE("swiglu is the formula, its gradients are central differences and add") {
+TEST_CASE("swiglu is the formula, its gradients are central differences") {
   for (CpuPath path : cpu_paths())
     for (index_t width : {1, 7, 16, 37, 130}) {
       const index_t rows = 3, size = rows * width;

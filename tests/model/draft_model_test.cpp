@@ -142,9 +142,11 @@ struct WideBackend : CpuBackend<float> {
 };
 
 TEST_CASE("Products in bf16 give the same gradients from rows in bfloat16 and in float") {
-  const auto config = small_config(true, true);
+  auto config = small_config(true, true);
+  SUBCASE("short rows") {}
+  SUBCASE("rows of whole vectors") { config.shape.hidden = 64, config.shape.intermediate = 96; }
   const auto samples = random_samples(config, {19, 7, 30}, 6);
-  DraftProblem<float> narrow(config, samples, 4, {}, 1, CpuPrecision::bf16);
+  DraftProblem<float> narrow(config, samples, 4, {}, 2, CpuPrecision::bf16);
   DraftProblem<float, WideBackend> wide(config, samples, 4, {}, 1, CpuPrecision::bf16);
   static_assert(!KeepsBfloat16Rows<WideBackend>);
   auto from_narrow = zero_gradients(narrow.cpu, config);

@@ -45,7 +45,9 @@ struct Device {
   /// The target's head for the loss.
   Head head(Backend&, const dflash::VocabularySlice<float>& slice) const { return slice; }
   bool float8_head() const { return false; }
-  bool products_round() const { return precision == "bf16"; }
+  bool products_round() const {
+    return dflash::cpu_precision_named(precision) == dflash::CpuPrecision::bf16;
+  }
 };
 
 }  // namespace examples

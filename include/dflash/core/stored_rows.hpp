@@ -32,7 +32,8 @@ class StoredRows {
   StoredRows(View<bfloat16, 2> narrow) requires(has_narrow&& std::is_const_v<T>)
       : StoredRows(narrow.data, true, narrow.shape) {}
   /// The same rows, read-only.
-  StoredRows(const StoredRows<Wide>& rows) requires(std::is_const_v<T>)
+  template <std::same_as<Wide> U>
+  requires(std::is_const_v<T>) StoredRows(const StoredRows<U>& rows)
       : StoredRows(rows.visit([](const auto& view) { return StoredRows(view); })) {}
 
   /// Whether they lie in bfloat16 where T is float.
@@ -85,7 +86,7 @@ using OutRows = StoredRows<std::type_identity_t<T>>;
 template <class B>
 concept KeepsBfloat16Rows = std::same_as<typename B::value_type, float> && requires(const B& b) {
   requires B::keeps_bfloat16_rows;
-  { b.products_round() } -> std::same_as<bool>;  // what they read to bfloat16
+  { b.products_round() } -> std::same_as<bool>;  // whether they round what they read to bfloat16
 };
 
 /// Owns such rows: in the backend's type or, where the backend keeps those, in bfloat16.   (N, I)
@@ -116,7 +117,8 @@ class StoredTensor {
   bool is_narrow_ = false;
 };
 
-/// Room for rows that products with weights alone will read: in bfloat16 where they round them.
+/// Room for rows that only the products of linear layers will read: in bfloat16 where those round
+/// what they read.
 template <Backend B>
 StoredTensor<B> rows_for_products(B& backend, index_t rows, index_t columns) {
   if constexpr (KeepsBfloat16Rows<B>)

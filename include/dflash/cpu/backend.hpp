@@ -55,6 +55,7 @@ class CpuBackend {
   int threads() const { return pool_->threads(); }
   CpuPath path() const { return path_; }
   CpuPrecision precision() const { return precision_; }
+  /// Whether products of linear layers round what they read to bfloat16 (bf16x3 keeps the rest).
   bool products_round() const { return precision_ == CpuPrecision::bf16; }
   const detail::GemmKernel<T>& gemm_kernel() const { return kernel_; }
 

@@ -129,15 +129,16 @@ template <class B, class From>
 class RowCopies<float, bfloat16_pair, B, From> {
  public:
   using Kernel = GemmKernel<float, bfloat16_pair, B>;
+  // Split factors have their rests behind each row; matrix registers read whole ones, also where
+  // there is no row or no k left.
   RowCopies(const Kernel& kernel, Strided<From> a, index_t rows, index_t k)
       : kernel_(kernel),
-        needed_(!serves(a) || k % 2 != 0 || kernel.split || !kernel.chains ||
+        needed_(!serves(a) || k % 2 != 0 || kernel.split || kernel.k_step != 1 ||
                 (rows > 4 && crowded(a.row_step * index_t(sizeof(From))))),
         k_(k),
         step_(kernel.stored_depth(k) + 16) {}
 
   bool needed() const { return needed_; }
-  // Matrix registers read whole ones, beyond the last row.
   index_t size(index_t height) const { return needed_ ? (height + kernel_.rows) * step_ : 0; }
   RowBlock<bfloat16_pair> make(Strided<From> a, index_t rows, bfloat16_pair* copy) const {
     if constexpr (std::is_same_v<From, bfloat16>)

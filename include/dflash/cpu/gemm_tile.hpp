@@ -17,6 +17,8 @@ inline constexpr index_t gemm_chain = 512;
 
 /// Two bfloat16 that follow each other in k, the first in the lower half.
 using bfloat16_pair = std::uint32_t;
+/// A pair in memory, which may have been written as two values.
+typedef bfloat16_pair bfloat16_pair_memory __attribute__((may_alias));
 
 /// Four whole numbers of eight bits that follow each other in k, the first in the lowest bits.
 enum class int8_quad : std::uint32_t {};
@@ -108,7 +110,7 @@ struct PairStep {
   [[gnu::always_inline]] static void multiply(const A* a, const Factor& b,
                                               typename V::Register& sum) {
     Factor both;
-    both.set_all(*a);
+    both.set_all(*(const bfloat16_pair_memory*)a);
     sum = both.second * b.second + sum;
     sum = both.first * b.first + sum;
   }
@@ -234,7 +236,8 @@ struct DotStep {
   // An intrinsic would want its target in every function that it is inlined through, as would
   // clang's check of the operands' sizes, which looks at the first letter.
   [[gnu::always_inline]] static void multiply(const A* a, const Factor& b, V::Register& sum) {
-    Vector<bfloat16_pair, 64>::Register both = Vector<bfloat16_pair, 64>::Register{} + *a;
+    Vector<bfloat16_pair, 64>::Register both =
+        Vector<bfloat16_pair, 64>::Register{} + *(const bfloat16_pair_memory*)a;
     asm("vdpbf16ps %2, %1, %0" : "+?v"(sum) : "?v"(b), "?v"(both));
   }
 };

@@ -48,9 +48,9 @@ template <class T>
 }
 
 /// dx of some rows, written or added, and their part of the gradient of scale, added. row(n) tells
-/// of a row, once, before it is read. A row is still in the first cache level when it is read
-/// again. What is written is added to zero, so that compilers fuse the same multiplications and
-/// additions either way.                                                        scale, dscale (C)
+/// of a row, once, before it is read; it is in the first cache levels when it is read again. What
+/// is written is added to zero, so that compilers fuse the same multiplications and additions
+/// either way.                                                        scale, dscale (C)
 template <bool Add, class T, class F>
 [[gnu::always_inline]] inline void norm_gradient(Range rows, index_t columns, const T* scale,
                                                  T* dscale, F row) {

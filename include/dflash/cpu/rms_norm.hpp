@@ -15,8 +15,8 @@ namespace dflash {
 
 namespace detail {
 
-/// From so many columns on, memory fetches where a normalised row will go while the row is read:
-/// else it would wait until then.
+/// In rows at least so long, the lines that will be written are fetched while x is read: stores
+/// would wait for them.
 inline constexpr index_t long_row = 512;
 
 template <bool Long = false, class T, class To = T>
@@ -38,7 +38,7 @@ template <class T, class To>
 }  // namespace detail
 
 /// y = x rstd scale with rstd = 1 / sqrt(mean(x^2) + eps), row by row (arXiv:1910.07467); rounded
-/// if y lies in bfloat16. y may be x.
+/// if y lies in bfloat16, else y may be x.
 ///                                                         x, y (N, C)  scale (C)  rstd (N)
 template <class T>
 void rms_norm(CpuBackend<T>& backend, In<T, 2> x, In<T, 1> scale, std::type_identity_t<T> eps,

@@ -10,7 +10,7 @@
 
 namespace dflash {
 
-/// y = silu(gate) up (arXiv:2002.05202), rounded if y lies in bfloat16. y may be gate or up.
+/// y = silu(gate) up (arXiv:2002.05202), rounded if y lies in bfloat16, else y may be gate or up.
 ///                                                                         all (N, I)
 template <class T>
 void swiglu(CpuBackend<T>& backend, In<T, 2> gate, In<T, 2> up, OutRows<T> y) {
@@ -31,7 +31,7 @@ void swiglu(CpuBackend<T>& backend, In<T, 2> gate, In<T, 2> up, OutRows<T> y) {
   });
 }
 
-/// Writes dgate and dup, either of which may be in bfloat16, rounded, and dup else dy.
+/// Writes dgate and dup. Either may lie in bfloat16, rounded; in T, dup may be dy.
 ///                                                                         all (N, I)
 template <class T>
 void swiglu_backward(CpuBackend<T>& backend, In<T, 2> gate, In<T, 2> up, In<T, 2> dy,

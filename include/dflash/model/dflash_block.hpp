@@ -61,7 +61,7 @@ class DFlashBlock {
   using Weights = DFlashBlockWeights<T>;
   using WeightGradients = DFlashBlockWeights<Sum>;
   using Matrix = Tensor<B, T, 2>;
-  using Rows = StoredTensor<B>;  // which products alone read
+  using Rows = StoredTensor<B>;  // which only linear layers read
   using Vector = Tensor<B, Sum, 1>;
 
   struct Projection {  // rows of heads, before they are normalised per head and rotated
@@ -145,7 +145,7 @@ class DFlashBlock {
         const Out<T, 2> dactive = room.view();
         times_backward(active.rows(), w.down, dy.view(), {dactive, Result::written},
                        {g.down, result});
-        // In float, dup takes the place of dactive.
+        // Where both lie in T, dup takes the place of dactive.
         dup = active.rows().narrow() ? rows_like(s.up) : Rows(std::move(room));
         swiglu_backward(backend(), s.gate.view(), s.up.view(), dactive, dgate.rows(), dup.rows());
       }

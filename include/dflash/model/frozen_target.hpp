@@ -70,10 +70,9 @@ class FrozenTarget {
     if (!shared_) lm_head_ = load(tied ? keys.embedding : keys.lm_head, lm_head_rows_);
   }
 
-  StoredRows<const T> embedding() const {
-    return embedding_.rows();
-  }                                      // (V, H), of a share its rows
-  StoredRows<const T> lm_head() const {  // the same
+  // Both (V, H), of a share its rows.
+  StoredRows<const T> embedding() const { return embedding_.rows(); }
+  StoredRows<const T> lm_head() const {
     if (!shared_) return lm_head_.rows();
     return embedding().rows(
         {lm_head_rows_.begin - embedding_rows_.begin, lm_head_rows_.end - embedding_rows_.begin});

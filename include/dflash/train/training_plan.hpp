@@ -36,7 +36,7 @@ struct TrainingPlan {
   bool float8_head = false;     // the loss has two copies of the head in float8
   bool bfloat16_target = false;             // its matrices stay in bfloat16 whatever `bytes` says
   bool bfloat16_features = false;           // and so do features that are read
-  bool bfloat16_products = false;           // and rows that products with weights alone read
+  bool bfloat16_products = false;           // and rows that only linear layers read
   std::optional<TargetConfig> target = {};  // where the target itself runs in the job
 
   struct Item {
@@ -228,7 +228,7 @@ struct TrainingPlan {
     return p;
   }
 
-  /// Of a value in rows that products alone read.
+  /// Of a value in rows that only linear layers read.
   index_t product_bytes() const {
     return bfloat16_products ? index_t(sizeof(bfloat16)) : bytes.value;
   }
