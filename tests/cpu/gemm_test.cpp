@@ -186,11 +186,10 @@ TEST_CASE("weights frozen in bfloat16 give the bits of their values in float") {
       CpuBackend<float> backend(2, path, precision);
       const auto x = random<float>(n * k, 10),
                  w = as_factor(random<float>(o * k, 11), CpuPrecision::bf16);
-      std::vector<bfloat16> stored;
-      for (float value : w) stored.push_back(bfloat16(value));
+      const std::vector<bfloat16> stored(w.begin(), w.end());
       std::vector<float> y(at(n * o)), again(at(n * o), 9.0f);
       linear(backend, matrix(x, n, k), matrix(w, o, k), matrix(y, n, o));
-      const auto frozen = freeze(backend, matrix(std::as_const(stored), o, k));
+      const auto frozen = freeze(backend, matrix(stored, o, k));
       linear(backend, matrix(x, n, k), frozen, matrix(again, n, o));
       CHECK(same_bits(y, again));
     }

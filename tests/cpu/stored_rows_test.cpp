@@ -20,9 +20,7 @@ using namespace dflash;
 using namespace dflash_test;
 
 std::vector<bfloat16> in_bfloat16(const std::vector<float>& x) {
-  std::vector<bfloat16> values;
-  for (const float value : x) values.push_back(bfloat16(value));
-  return values;
+  return std::vector<bfloat16>(x.begin(), x.end());
 }
 
 struct Shape {
@@ -42,17 +40,17 @@ TEST_CASE("products with rows in bfloat16 have the bits of those with their valu
                  dy = as_factor(random<float>(n * o, 12), CpuPrecision::bf16),
                  w = random<float>(o * k, 11);
       const auto stored_x = in_bfloat16(x), stored_dy = in_bfloat16(dy);
-      const auto wide = [&](const auto& values, index_t columns) {
+      const auto rows = [&](const auto& values, index_t columns) {
         return InRows<float>(matrix(values, n, columns));
       };
       std::vector<float> y(at(n * o)), y_stored(at(n * o), 9.0f);
-      linear(backend, wide(x, k), matrix(w, o, k), matrix(y, n, o));
-      linear(backend, wide(stored_x, k), matrix(w, o, k), matrix(y_stored, n, o));
+      linear(backend, rows(x, k), matrix(w, o, k), matrix(y, n, o));
+      linear(backend, rows(stored_x, k), matrix(w, o, k), matrix(y_stored, n, o));
       CHECK(same_bits(y, y_stored));
       for (const Result result : {Result::written, Result::added}) {
         std::vector<float> dx(at(n * k), 3.0f), dx_stored = dx;
-        linear_backward_input(backend, wide(dy, o), matrix(w, o, k), matrix(dx, n, k), result);
-        linear_backward_input(backend, wide(stored_dy, o), matrix(w, o, k), matrix(dx_stored, n, k),
+        linear_backward_input(backend, rows(dy, o), matrix(w, o, k), matrix(dx, n, k), result);
+        linear_backward_input(backend, rows(stored_dy, o), matrix(w, o, k), matrix(dx_stored, n, k),
                               result);
         CHECK(same_bits(dx, dx_stored));
         const auto dw_of = [&](InRows<float> from_dy, InRows<float> from_x) {
@@ -60,10 +58,10 @@ TEST_CASE("products with rows in bfloat16 have the bits of those with their valu
           linear_backward_weight(backend, from_dy, from_x, matrix(dw, o, k), result);
           return dw;
         };
-        const auto dw = dw_of(wide(dy, o), wide(x, k));
-        CHECK(same_bits(dw, dw_of(wide(dy, o), wide(stored_x, k))));
-        CHECK(same_bits(dw, dw_of(wide(stored_dy, o), wide(x, k))));
-        CHECK(same_bits(dw, dw_of(wide(stored_dy, o), wide(stored_x, k))));
+        const auto dw = dw_of(rows(dy, o), rows(x, k));
+        CHECK(same_bits(dw, dw_of(rows(dy, o), rows(stored_x, k))));
+        CHECK(same_bits(dw, dw_of(rows(stored_dy, o), rows(x, k))));
+        CHECK(same_bits(dw, dw_of(rows(stored_dy, o), rows(stored_x, k))));
       }
     }
 }

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "dflash/cpu/gemm_tile.hpp"
+#include "dflash/cpu/vector.hpp"
 
 #if defined(__x86_64__)
 
@@ -33,13 +34,7 @@ using Pairs16 = Vector<bfloat16_pair, 64>;
 
 /// Up to sixteen values, zeros behind them.
 [[gnu::always_inline]] inline void load_some(const float* x, index_t n, Floats16::Register& to) {
-  if (n >= 16) {
-    to = *(const Floats16::Memory*)x;
-    return;
-  }
-  alignas(64) float part[16] = {};
-  for (index_t i = 0; i < n; ++i) part[i] = x[i];
-  to = *(const Floats16::Memory*)part;
+  load_lanes(x, std::clamp<index_t>(n, 0, Floats16::lanes), to);
 }
 
 /// Sixteen pairs of up to thirty-two values, zeros behind them.

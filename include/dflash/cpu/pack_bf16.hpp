@@ -47,7 +47,10 @@ namespace dflash::detail {
   const index_t whole = n / 2;
   index_t done = 0;
 #if defined(__x86_64__)
-  if (path >= CpuPath::avx512_bf16) round_avx512_bf16(x, 2 * (done = whole), to);
+  if (path >= CpuPath::avx512_bf16) {
+    round_avx512_bf16(x, 2 * whole, to);
+    done = whole;
+  }
 #endif
   for (index_t i = done; i < whole; ++i) to[i] = pair_of(x[2 * i], x[2 * i + 1]);
   std::fill(to + whole, to + depth, 0u);
