@@ -158,12 +158,11 @@ void run(const Options& options) {
     for (Form form : {Form::forward, Form::frozen, Form::input, Form::weight}) {
       const auto ours = [&](InRows<float> x, InRows<float> dy) {
         if (form == Form::forward) linear(backend, x, data.weights(), data.outputs());
-        if (form == Form::frozen) linear(backend, data.inputs(), frozen, data.outputs());
+        if (form == Form::frozen) linear(backend, x, frozen, data.outputs());
         if (form == Form::input) linear_backward_input(backend, dy, data.weights(), data.inputs());
         if (form == Form::weight) linear_backward_weight(backend, dy, x, data.weights());
       };
       std::vector<std::function<void()>> calls{[&] { ours(data.inputs(), data.outputs()); }};
-      // Products with frozen weights take rows in float.
       if (bf16) calls.push_back([&] { ours(data.stored_inputs(), data.stored_outputs()); });
       for (const Contestant& other : others)
         calls.push_back([&] {

@@ -241,6 +241,8 @@ TEST_CASE_TEMPLATE("threads change no bit of attention", T, float, double) {
       CHECK(same_bits(p.lse, other.lse));
       CHECK(same_bits(p.dq, other.dq));
       CHECK(same_bits(p.dkc, other.dkc));
+      CHECK(same_bits(p.dvc, other.dvc));
+      CHECK(same_bits(p.dkb, other.dkb));
       CHECK(same_bits(p.dvb, other.dvb));
     }
 }

@@ -282,6 +282,17 @@ TEST_CASE("products by matrix registers are right") {
                    detail::Strided{wt.data(), o, 1}, k, matrix(twice, n, o), true);
       for (float& value : y) value *= 2;
       CHECK(difference(twice, y) <= 3e-5 * std::sqrt(double(k + 1)));
+
+      const auto near = as_factor(x, CpuPrecision::bf16);
+      const std::vector<bfloat16> stored(near.begin(), near.end());
+      std::vector<float> from_float(y.size()), from_stored(y.size());
+      const auto multiply = [&](const auto& rows, std::vector<float>& to) {
+        detail::gemm(backend, kernel, detail::Strided{rows.data(), k, 1},
+                     detail::Strided{w.data(), 1, k}, k, matrix(to, n, o), false);
+      };
+      multiply(near, from_float);
+      multiply(stored, from_stored);
+      CHECK(same_bits(from_float, from_stored));
     }
 }
 

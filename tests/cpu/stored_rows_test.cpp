@@ -26,8 +26,9 @@ std::vector<bfloat16> in_bfloat16(const std::vector<float>& x) {
 struct Shape {
   index_t n, o, k;
 };
-const Shape shapes[] = {{1, 1, 1},     {3, 5, 7},      {17, 33, 64}, {5, 40, 1030}, {64, 96, 32},
-                        {70, 100, 50}, {40, 64, 1024}, {0, 4, 3},    {5, 6, 0}};
+const Shape shapes[] = {{1, 1, 1},    {3, 5, 7},     {17, 33, 64},   {5, 40, 1030},
+                        {64, 96, 32}, {70, 100, 50}, {40, 64, 1024}, {0, 4, 3},
+                        {5, 6, 0},    {3, 20, 5000}, {9, 37, 5001}};
 
 TEST_CASE("products with rows in bfloat16 have the bits of those with their values in float") {
   for (const auto& [path, precision] : ways<float>())
@@ -62,6 +63,28 @@ TEST_CASE("products with rows in bfloat16 have the bits of those with their valu
         CHECK(same_bits(dw, dw_of(rows(dy, o), rows(stored_x, k))));
         CHECK(same_bits(dw, dw_of(rows(stored_dy, o), rows(x, k))));
         CHECK(same_bits(dw, dw_of(rows(stored_dy, o), rows(stored_x, k))));
+      }
+    }
+}
+
+TEST_CASE("so have products with frozen weights, in float, in bfloat16 and in int8") {
+  for (const auto& [path, precision] : ways<float>())
+    for (const auto& [n, o, k] : shapes) {
+      CAPTURE(name_of(path));
+      CAPTURE(name_of(precision));
+      CAPTURE(n);
+      CpuBackend<float> backend(2, path, precision);
+      const auto x = as_factor(random<float>(n * k, 13), CpuPrecision::bf16),
+                 w = random<float>(o * k, 14);
+      const auto stored_x = in_bfloat16(x), stored_w = in_bfloat16(w);
+      const CpuBackend<float>::FrozenMatrix all_frozen[] = {freeze(backend, matrix(w, o, k)),
+                                                            freeze(backend, matrix(stored_w, o, k)),
+                                                            freeze_int8(backend, matrix(w, o, k))};
+      for (const auto& frozen : all_frozen) {
+        std::vector<float> y(at(n * o)), y_stored(at(n * o), 9.0f);
+        linear(backend, matrix(x, n, k), frozen, matrix(y, n, o));
+        linear(backend, matrix(stored_x, n, k), frozen, matrix(y_stored, n, o));
+        CHECK(same_bits(y, y_stored));
       }
     }
 }

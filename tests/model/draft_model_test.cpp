@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "cpu/wide_backend.hpp"
 #include "model/draft_fixture.hpp"
 
 namespace draft_model_test {
@@ -135,20 +136,13 @@ TEST_CASE("A sample's outputs are the same bits alone, in any pack and with any 
   CHECK(std::ranges::equal(apart, packed));
 }
 
-/// Leaves all rows in float.
-struct WideBackend : CpuBackend<float> {
-  using CpuBackend<float>::CpuBackend;
-  static constexpr bool keeps_bfloat16_rows = false;
-};
-
 TEST_CASE("Products in bf16 give the same gradients from rows in bfloat16 and in float") {
   auto config = small_config(true, true);
   SUBCASE("short rows") {}
   SUBCASE("rows of whole vectors") { config.shape.hidden = 64, config.shape.intermediate = 96; }
   const auto samples = random_samples(config, {19, 7, 30}, 6);
   DraftProblem<float> narrow(config, samples, 4, {}, 2, CpuPrecision::bf16);
-  DraftProblem<float, WideBackend> wide(config, samples, 4, {}, 1, CpuPrecision::bf16);
-  static_assert(!KeepsBfloat16Rows<WideBackend>);
+  DraftProblem<float, dflash_test::WideBackend> wide(config, samples, 4, {}, 1, CpuPrecision::bf16);
   auto from_narrow = zero_gradients(narrow.cpu, config);
   auto from_wide = zero_gradients(wide.cpu, config);
   CHECK(narrow.step(from_narrow).numerator == wide.step(from_wide).numerator);

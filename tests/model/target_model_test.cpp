@@ -2,12 +2,14 @@
 
 #include <doctest/doctest.h>
 
+#include "cpu/wide_backend.hpp"
 #include "dflash/cpu.hpp"
 #include "model/target_fixture.hpp"
 
 namespace target_model_test {
 
 using namespace dflash;
+using dflash_test::WideBackend;
 using fixture::PlainDecoder;
 using fixture::RandomTarget;
 using fixture::small_config;
@@ -17,8 +19,8 @@ using Target = TargetModel<CpuBackend<T>>;
 
 const std::filesystem::path tiny = std::filesystem::path(DFLASH_EXAMPLE_DATA) / "tiny-target";
 
-template <class T>
-std::vector<T> host(const Tensor<CpuBackend<T>, T, 2>& t) {
+template <class B, class T>
+std::vector<T> host(const Tensor<B, T, 2>& t) {
   return {t.view().data, t.view().data + t.size()};
 }
 
@@ -201,6 +203,26 @@ TEST_CASE("cached decoding has the bits of prefill in every precision and storag
         CHECK(logits == host(whole.logits));
       }
     }
+}
+
+TEST_CASE("Products in bf16 give the same target from rows in bfloat16 and in float") {
+  const TargetRequest request{.layers = {7}, .logits = Logits::all};
+  const auto tokens = some_tokens(70, 2048);
+  const std::vector<index_t> one_sample{0, index_t(tokens.size())};
+  CpuBackend<float> backend(2, CpuPrecision::bf16);
+  WideBackend in_float(2, CpuPrecision::bf16);
+  for (const WeightStorage storage : {WeightStorage::as_stored, WeightStorage::int8}) {
+    CAPTURE(int(storage));
+    const Target<float> target(backend, tiny, storage);
+    const TargetModel<WideBackend> wide(in_float, tiny, storage);
+    const auto a = target.prefill(tokens, one_sample, request);
+    const auto b = wide.prefill(tokens, one_sample, request);
+    CHECK(host(a.features) == host(b.features));
+    CHECK(host(a.logits) == host(b.logits));
+    const TargetRequest last{.layers = {}, .logits = Logits::last};
+    CHECK(host(target.prefill(tokens, one_sample, last).logits) ==
+          host(wide.prefill(tokens, one_sample, last).logits));
+  }
 }
 
 TEST_CASE("weights that are bfloat16 in the file may stay so, with the same bits") {

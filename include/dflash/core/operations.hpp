@@ -60,7 +60,7 @@ concept Operations = requires(B& b, In<T, 2> x, In<T, 2> w, StoredRows<const T> 
   linear_backward_input(b, rows, w, y, result);                // dx += dy w    dy (N, O)  w (O, I)
   linear_backward_weight(b, rows, rows, dw, result);           // dw += dy^T x  dy (N, O)  x (N, I)
   { freeze(b, w) } -> std::same_as<typename B::FrozenMatrix>;  // w prepared once, for:
-  linear(b, x, f, y);                                          // y = x w^T
+  linear(b, rows, f, y);                                       // y = x w^T
   rms_norm(b, x, scale, eps, to, rstd);  // y = x rstd scale        x, y (N, C)  scale (C)  rstd (N)
   rms_norm_backward(b, x, scale, saved_rstd, x, y, dscale);  // (x, scale, rstd, dy, dx, dscale)
   rope_table(b, position, frequency, 1.0, y, y);  // cos, sin (N, D/2) of position * frequency

@@ -22,7 +22,9 @@ inline unsigned cpuid_leaf7(unsigned subleaf, char which) {
 
 inline bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 inline bool has_avx512() { return has_avx2() && __builtin_cpu_supports("avx512f"); }
-inline bool has_avx512_bf16() { return has_avx512() && (cpuid_leaf7(1, 'a') >> 5 & 1) != 0; }
+inline bool has_avx512_bf16() {
+  return has_avx512() && __builtin_cpu_supports("avx512bw") && (cpuid_leaf7(1, 'a') >> 5 & 1) != 0;
+}
 
 #else
 

@@ -83,7 +83,8 @@ typename CpuBackend<T>::FrozenMatrix freeze_int8(CpuBackend<T>& backend, InRows<
   const auto kernel = detail::int8_kernel(backend.path());
   const index_t panel = kernel.panel_columns(), depth = kernel.depth(k);
   typename CpuBackend<T>::FrozenMatrix frozen;
-  frozen.rows = rows, frozen.columns = k, frozen.path = backend.path();
+  frozen.rows = rows, frozen.columns = k;
+  frozen.path = backend.path(), frozen.precision = backend.precision();
   frozen.quads = backend.template allocate<detail::int8_quad>(kernel.padded(rows) * depth);
   frozen.scales = backend.template allocate<float>(rows);
   auto scratch = backend.template allocate<float>(backend.threads() * k);

@@ -100,31 +100,6 @@ class RowCopies<T, T, T, T> {
   index_t k_, step_;
 };
 
-template <>
-class RowCopies<float, float, float, bfloat16> {
- public:
-  RowCopies(const GemmKernel<float>& kernel, Strided<bfloat16>, index_t, index_t k)
-      : path_(kernel.path), k_(k), step_(k + 16) {}
-
-  bool needed() const { return true; }
-  index_t size(index_t height) const { return height * step_; }
-  RowBlock<float> make(Strided<bfloat16> a, index_t rows, float* copy) const {
-    on_path(
-        path_, [ =, k = k_, step = step_ ]() __attribute__((always_inline)) {
-          if (a.column_step == 1)
-            for (index_t n = 0; n < rows; ++n) copy_few(a.at(n, 0), k, copy + n * step);
-          else
-            for (index_t i = 0; i < k; ++i)
-              for (index_t n = 0; n < rows; ++n) copy[n * step + i] = float(*a.at(n, i));
-        });
-    return {copy, step_, 1};
-  }
-
- private:
-  CpuPath path_;
-  index_t k_, step_;
-};
-
 template <class B, class From>
 class RowCopies<float, bfloat16_pair, B, From> {
  public:
@@ -159,28 +134,39 @@ class RowCopies<float, bfloat16_pair, B, From> {
   index_t k_, step_;
 };
 
-template <class B>
-requires(k_per_element<B> > 1) class RowCopies<float, float, B, float> {
+/// Floats for panels whose elements hold several values of k, or from rows in bfloat16.
+template <class B, class From>
+requires(k_per_element<B> > 1 || !std::is_same_v<From, float>)  //
+    class RowCopies<float, float, B, From> {
  public:
-  RowCopies(const GemmKernel<float, float, B>&, Strided<float> a, index_t rows, index_t k)
-      : needed_(k % each != 0 || (rows > 4 && crowded(a.row_step * index_t(sizeof(float))))),
+  RowCopies(const GemmKernel<float, float, B>& kernel, Strided<From> a, index_t rows, index_t k)
+      : path_(kernel.path),
+        needed_(!std::is_same_v<From, float> || k % each != 0 ||
+                (rows > 4 && crowded(a.row_step * index_t(sizeof(float))))),
         k_(k),
         step_((k + each - 1) / each * each + 16) {}
 
   bool needed() const { return needed_; }
   index_t size(index_t height) const { return needed_ ? height * step_ : 0; }
-  RowBlock<float> make(Strided<float> a, index_t rows, float* copy) const {
-    if (!needed_) return {a.data, a.row_step, each};
-    for (index_t n = 0; n < rows; ++n) {
-      std::copy_n(a.at(n, 0), k_, copy + n * step_);
-      std::fill_n(copy + n * step_ + k_, each - 1, 0.f);
-    }
+  RowBlock<float> make(Strided<From> a, index_t rows, float* copy) const {
+    if constexpr (std::is_same_v<From, float>)
+      if (!needed_) return {a.data, a.row_step, each};
+    on_path(
+        path_, [ =, k = k_, step = step_ ]() __attribute__((always_inline)) {
+          if (a.column_step == 1)
+            for (index_t n = 0; n < rows; ++n) copy_few(a.at(n, 0), k, copy + n * step);
+          else
+            for (index_t i = 0; i < k; ++i)
+              for (index_t n = 0; n < rows; ++n) copy[n * step + i] = float(*a.at(n, i));
+          for (index_t n = 0; n < rows; ++n) std::fill_n(copy + n * step + k, each - 1, 0.f);
+        });
     return {copy, step_, each};
   }
 
  private:
   static constexpr index_t each = k_per_element<B>;
 
+  CpuPath path_;
   bool needed_;
   index_t k_, step_;
 };

@@ -122,9 +122,12 @@ typename CpuBackend<T>::FrozenMatrix freeze(CpuBackend<T>& backend, View<const b
   using namespace detail;
   const bool wide = backend.precision() == CpuPrecision::fp32;
   const bool split = backend.precision() == CpuPrecision::bf16x3;
+  auto widening = widening_kernel(backend.path());
+  // Processors that round to bfloat16 themselves take the smallest numbers for zero.
+  widening.path = std::min(widening.path, CpuPath::avx512);
   return {{},
           wide
-              ? freeze_panels<T>(backend, widening_kernel(backend.path()), rows, k, widened)
+              ? freeze_panels<T>(backend, widening, rows, k, widened)
               : freeze_panels<T>(backend, bfloat16_kernel(backend.path(), split), rows, k, widened),
           rows,
           k,

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "dflash/core/operations.hpp"
+#include "dflash/core/stored_rows.hpp"
 #include "dflash/core/tensor.hpp"
 #include "dflash/cpu/backend.hpp"
 #include "dflash/cpu/frozen_int8.hpp"
@@ -40,17 +41,18 @@ void finish_columns(CpuPath path, const CpuProduct<T>& product, Range rows, Rang
 
 /// The products in one loop, cut into pieces as if the matrices lay side by side: what threads wait
 /// for each other, and what it takes to copy rows of x, falls due once.
-template <class T, class A, class B, class PanelsOf>
-void multiply_frozen(CpuBackend<T>& backend, const GemmKernel<T, A, B>& kernel, In<T, 2> x,
-                     std::span<const CpuProduct<T>> products, PanelsOf panels_of) {
+template <class T, class A, class B, class From, class PanelsOf>
+void multiply_frozen(CpuBackend<T>& backend, const GemmKernel<T, A, B>& kernel,
+                     View<const From, 2> x, std::span<const CpuProduct<T>> products,
+                     PanelsOf panels_of) {
   const index_t rows = x.shape[0], k = x.shape[1], panel = kernel.panel_columns();
   index_t columns = 0;
   for (const auto& product : products) columns += kernel.panels(product.w->rows) * panel;
   if (rows == 0 || columns == 0) return;
   for_slices(k, gemm_slice, [&](Range ks) {
     const index_t depth = kernel.depth(ks.size()), first = ks.begin / k_per_element<B>;
-    const Strided<T> a{x.data + ks.begin, k, 1};
-    const RowCopies<T, A, B> copies(kernel, a, rows, ks.size());
+    const Strided<From> a{x.data + ks.begin, k, 1};
+    const RowCopies<T, A, B, From> copies(kernel, a, rows, ks.size());
     const GemmPieces pieces(kernel, rows, columns, ks.size(), backend.threads(), copies.needed(),
                             false);
     const index_t copy = copies.size(row_block(kernel, pieces.height(), depth));
@@ -60,7 +62,7 @@ void multiply_frozen(CpuBackend<T>& backend, const GemmKernel<T, A, B>& kernel, 
     backend.parallel_for(pieces.size(), work, [&](index_t i, int thread) {
       const Range piece = pieces.columns_of(i), part = pieces.rows_of(i);
       A* const room = memory.data() + thread * copy;
-      const Strided<T> some_rows{a.at(part.begin, 0), k, 1};
+      const Strided<From> some_rows{a.at(part.begin, 0), k, 1};
       each_row_block(
           kernel, copies, depth, some_rows, part.size(), room, [&](RowBlock<A> from, Range few) {
             const Range block{part.begin + few.begin, part.begin + few.end};
@@ -90,22 +92,20 @@ bool same_storage(const Matrix& a, const Matrix& b) {
 }
 
 template <class T>
-void multiply_frozen(CpuBackend<T>& backend, In<T, 2> x, std::span<const CpuProduct<T>> products) {
+void multiply_frozen(CpuBackend<T>& backend, InRows<T> x, std::span<const CpuProduct<T>> products) {
   const auto& w = *products.front().w;
+  const auto with = [&](const auto& kernel, const auto& panels_of) {
+    x.visit([&](const auto& rows) { multiply_frozen(backend, kernel, rows, products, panels_of); });
+  };
   if constexpr (std::is_same_v<T, float>) {
     const auto pairs_of = [](const auto& m) { return m.pairs.data(); };
     if (w.quads.size() != 0)
-      return multiply_frozen<T>(backend, int8_kernel(w.path), x, products,
-                                [](const auto& m) { return m.quads.data(); });
+      return with(int8_kernel(w.path), [](const auto& m) { return m.quads.data(); });
     if (w.precision != CpuPrecision::fp32)
-      return multiply_frozen<T>(backend,
-                                bfloat16_kernel(w.path, w.precision == CpuPrecision::bf16x3), x,
-                                products, pairs_of);
-    if (w.pairs.size() != 0)
-      return multiply_frozen<T>(backend, widening_kernel(w.path), x, products, pairs_of);
+      return with(bfloat16_kernel(w.path, w.precision == CpuPrecision::bf16x3), pairs_of);
+    if (w.pairs.size() != 0) return with(widening_kernel(w.path), pairs_of);
   }
-  multiply_frozen<T>(backend, backend.gemm_kernel(), x, products,
-                     [](const auto& m) { return m.data.data(); });
+  with(backend.gemm_kernel(), [](const auto& m) { return m.data.data(); });
 }
 
 }  // namespace detail
@@ -113,7 +113,7 @@ void multiply_frozen(CpuBackend<T>& backend, In<T, 2> x, std::span<const CpuProd
 /// y = x w^T + bias for several frozen matrices: the bits that each alone would give.
 ///                                                                 x (N, I)  w (O, I)  y (N, O)
 template <class T>
-void linear_each(CpuBackend<T>& backend, In<T, 2> x,
+void linear_each(CpuBackend<T>& backend, InRows<T> x,
                  std::span<const std::type_identity_t<detail::CpuProduct<T>>> products) {
   for (const auto& [w, bias, y] : products) {
     expects(x.shape[1] == w->columns && y.shape[0] == x.shape[0] && y.shape[1] == w->rows &&
@@ -134,7 +134,7 @@ void linear_each(CpuBackend<T>& backend, In<T, 2> x,
 
 /// y = x w^T with a frozen w: the same bits as with w itself, unless w was rounded.
 template <class T>
-void linear(CpuBackend<T>& backend, In<T, 2> x, const typename CpuBackend<T>::FrozenMatrix& w,
+void linear(CpuBackend<T>& backend, InRows<T> x, const typename CpuBackend<T>::FrozenMatrix& w,
             Out<T, 2> y) {
   const detail::CpuProduct<T> product{&w, {}, y};
   linear_each(backend, x, {&product, 1});

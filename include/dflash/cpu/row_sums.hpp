@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "dflash/cpu/backend.hpp"
+#include "dflash/cpu/vector_math.hpp"
 
 namespace dflash::detail {
 
@@ -11,7 +12,7 @@ namespace dflash::detail {
 /// threads do not change the sum.
 template <class T, class F>
 void add_row_sums(CpuBackend<T>& backend, index_t rows, index_t columns, T* y, F add_rows) {
-  constexpr index_t few = 16;
+  constexpr index_t few = 32;
   const index_t parts = std::clamp<index_t>(rows / 64, 1, 32);
   auto sums = backend.template allocate<double>(parts * columns);
   auto sums_of_few = backend.template allocate<T>(parts * columns);
@@ -23,7 +24,10 @@ void add_row_sums(CpuBackend<T>& backend, index_t rows, index_t columns, T* y, F
     for (index_t n = rows * i / parts; n < end; n += few) {
       std::fill_n(some, columns, T(0));
       add_rows(Range{n, std::min(n + few, end)}, some);
-      for (index_t c = 0; c < columns; ++c) sum[c] += double(some[c]);
+      on_path(
+          backend.path(), [=]() __attribute__((always_inline)) {
+            for (index_t c = 0; c < columns; ++c) sum[c] += double(some[c]);
+          });
     }
   });
   for (index_t i = 1; i < parts; ++i)

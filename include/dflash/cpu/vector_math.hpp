@@ -57,7 +57,7 @@ template <std::floating_point T>
   }
   const T scale = std::bit_cast<T>(Bits((n - zero + bias) << mantissa));
   const T y = (p * (r * r) + r + T(1)) * scale;
-  return std::bit_cast<T>(Bits(std::bit_cast<Bits>(y) & -Bits(n > zero - bias)));
+  return std::bit_cast<T>(Bits(std::bit_cast<Bits>(y) & -Bits((n > zero - bias) | (x != x))));
 }
 
 /// The scalar, or that of a vector's lanes.

@@ -10,6 +10,7 @@
 
 #include "dflash/core/attention_rule.hpp"
 #include "dflash/core/operations.hpp"
+#include "dflash/core/stored_rows.hpp"
 #include "dflash/model/frozen_linear.hpp"
 #include "dflash/model/parallel_linear.hpp"
 #include "dflash/model/target_cut.hpp"
@@ -56,7 +57,8 @@ class DecoderLayer {
         cut_(config, group.share()),
         head_dim_(config.head_dim),
         window_(config.windows[std::size_t(index)]),
-        eps_(config.eps) {
+        eps_(config.eps),
+        storage_(storage) {
     const std::string at = "model.layers." + std::to_string(index) + ".", self = at + "self_attn.",
                       mlp = at + "mlp.";
     const index_t hidden = config.hidden, inner = config.intermediate;
@@ -93,8 +95,8 @@ class DecoderLayer {
     Activations q(*backend_, {x.shape[0], q_.outputs});
     const View<T, 3> k = keys.fresh(keys.k, x.shape[0]), v = keys.fresh(keys.v, x.shape[0]);
     {
-      const Activations normed = norm(x, input_norm_);
-      multiply(normed.view(), {product(q_, q.view()), product(k_, flat(k)), product(v_, flat(v))});
+      const Rows normed = norm(x, input_norm_);
+      multiply(normed.rows(), {product(q_, q.view()), product(k_, flat(k)), product(v_, flat(v))});
     }
     turn(k, k_norm_, rows);
     finish(x, std::move(q), rows, keys);
@@ -108,9 +110,9 @@ class DecoderLayer {
     Activations y(*backend_, {ids.size(), x.shape[1]}), q(*backend_, {ids.size(), q_.outputs});
     const View<T, 3> k = keys.fresh(keys.k, x.shape[0]), v = keys.fresh(keys.v, x.shape[0]);
     {
-      const Activations normed = norm(x, input_norm_);
-      multiply(normed.view(), {product(k_, flat(k)), product(v_, flat(v))});
-      gather_rows(*backend_, normed.view(), ids, y.view());
+      const Rows normed = norm(x, input_norm_);
+      multiply(normed.rows(), {product(k_, flat(k)), product(v_, flat(v))});
+      gather_rows(*backend_, normed.rows(), ids, y.view());
       multiply(y.view(), {product(q_, q.view())});
     }
     turn(k, k_norm_, rows);
@@ -121,6 +123,7 @@ class DecoderLayer {
 
  private:
   using Activations = Tensor<B, T, 2>;
+  using Rows = StoredTensor<B>;  // which only products read
   using Matrix = FrozenLinear<B>;
   using Product = FrozenProduct<typename B::FrozenMatrix, T>;
 
@@ -153,29 +156,43 @@ class DecoderLayer {
     Activations gate(*backend_, {x.shape[0], gate_.outputs}),
         up(*backend_, {x.shape[0], up_.outputs});
     {
-      const Activations normed = norm(x, post_norm_);
-      multiply(normed.view(), {product(gate_, gate.view()), product(up_, up.view())});
+      const Rows normed = norm(x, post_norm_);
+      multiply(normed.rows(), {product(gate_, gate.view()), product(up_, up.view())});
     }
-    swiglu(*backend_, gate.view(), up.view(), gate.view());
-    add_product(gate.view(), down_, x);
+    const Out<T, 2> gated = gate.view();
+    Rows active = rounds() ? room(x.shape[0], gate_.outputs) : Rows(std::move(gate));
+    swiglu(*backend_, gated, up.view(), active.rows());
+    gate = Activations();
+    up = Activations();
+    add_product(active.rows(), down_, x);
   }
 
-  Activations norm(In<T, 2> x, const Tensor<B, T, 1>& scale) const {
-    Activations y(*backend_, {x.shape[0], x.shape[1]});
-    normalize(x, scale, y.view());
+  /// Whether products round what they read to bfloat16: those with weights in int8 never do.
+  bool rounds() const {
+    if constexpr (KeepsBfloat16Rows<B>)
+      return backend_->products_round() && storage_ != WeightStorage::int8;
+    return false;
+  }
+  Rows room(index_t rows, index_t columns) const {
+    if (!rounds()) return Activations(*backend_, {rows, columns});
+    return rows_for_products(*backend_, rows, columns);
+  }
+  Rows norm(In<T, 2> x, const Tensor<B, T, 1>& scale) const {
+    Rows y = room(x.shape[0], x.shape[1]);
+    normalize(x, scale, y.rows());
     return y;
   }
-  void normalize(In<T, 2> x, const Tensor<B, T, 1>& scale, Out<T, 2> y) const {
+  void normalize(In<T, 2> x, const Tensor<B, T, 1>& scale, OutRows<T> y) const {
     using A = typename B::accumulator_type;
     Tensor<B, A, 1> rstd(*backend_, {x.shape[0]});
     rms_norm(*backend_, x, scale.view(), A(eps_), y, rstd.view());
   }
-  void multiply(In<T, 2> x, std::initializer_list<Product> products) const {
+  void multiply(InRows<T> x, std::initializer_list<Product> products) const {
     column_.forward(x, std::span(products.begin(), products.size()));
   }
   static Product product(const Matrix& m, Out<T, 2> y) { return {&m.weight, m.bias.view(), y}; }
   /// y += x m^T, summed over the ranks.
-  void add_product(In<T, 2> x, const Matrix& m, Out<T, 2> y) const {
+  void add_product(InRows<T> x, const Matrix& m, Out<T, 2> y) const {
     Activations product(*backend_, {y.shape[0], y.shape[1]});
     row_.forward(x, m.weight, m.bias.view(), product.view());
     add(*backend_, product.view(), y);
@@ -194,6 +211,7 @@ class DecoderLayer {
   TargetCut cut_;
   index_t head_dim_, window_;
   double eps_;
+  WeightStorage storage_;
   Tensor<B, T, 1> input_norm_, post_norm_, q_norm_, k_norm_;  // the last two may be empty
   Matrix q_, k_, v_, o_, gate_, up_, down_;
 };

@@ -22,14 +22,14 @@ class ColumnParallelLinear {
   ///                              x (N, I)  w (own outputs, I)  bias (own outputs)  y (N, own
   ///                              outputs)
   template <class Weight>
-  void forward(In<T, 2> x, const Weight& w, In<T, 1> bias, Out<T, 2> y) const {
+  void forward(InRows<T> x, const Weight& w, In<T, 1> bias, Out<T, 2> y) const {
     linear(*backend_, x, w, y);
     if (bias.size() > 0) add_rows(*backend_, bias, y);
   }
 
   /// The same for several frozen layers that read the same x, on backends that can at once.
   template <class Matrix>
-  void forward(In<T, 2> x, std::span<const FrozenProduct<Matrix, T>> products) const {
+  void forward(InRows<T> x, std::span<const FrozenProduct<Matrix, T>> products) const {
     if constexpr (requires { linear_each(*backend_, x, products); })
       linear_each(*backend_, x, products);
     else
@@ -68,7 +68,7 @@ class RowParallelLinear {
   /// y is the same on every rank. An empty bias is none.
   ///                                      x (N, own inputs)  w (O, own inputs)  bias (O)  y (N, O)
   template <class Weight>
-  void forward(In<T, 2> x, const Weight& w, In<T, 1> bias, Out<T, 2> y) const {
+  void forward(InRows<T> x, const Weight& w, In<T, 1> bias, Out<T, 2> y) const {
     linear(*backend_, x, w, y);
     sum_over_ranks(*backend_, *group_, y);
     if (bias.size() > 0) add_rows(*backend_, bias, y);
