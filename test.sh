@@ -96,19 +96,23 @@ done
 check "a program outside the repository builds against the install tree and runs" consume
 took
 
-stage "clang: every header alone, without a warning" 4
-clang_header() {
-  echo "#include \"$1\"" | clang++ -std=c++20 -fsyntax-only -Wall -Wextra -Wpedantic -Werror -Iinclude \
-    -isystem /usr/include/eigen3 $(mpicxx --showme:compile) -DOMPI_SKIP_MPICXX -x c++ -
+stage "clang: every header alone and every program, without a warning" 5
+clang_source() { # a header or a program
+  local include=$1
+  [ -e "$1" ] && include=$PWD/$1
+  echo "#include \"$include\"" | clang++ -std=c++20 -fsyntax-only -Wall -Wextra -Wpedantic -Werror -Iinclude \
+    -Iexamples -Iexamples/device/cpu -Iexamples/launch/threads -isystem /usr/include/eigen3 \
+    $(mpicxx --showme:compile) -DOMPI_SKIP_MPICXX -x c++ -
 }
-export -f clang_header
-while IFS= read -r header; do echo "$header"; done < <(cd include && find dflash -name '*.hpp' ! -path 'dflash/cuda/*' ! -path 'dflash/nccl*' ! -name onednn.hpp | sort) >build/headers.txt
-if xargs -P 2 -I{} bash -c 'clang_header {} || { echo "FAILED {}"; exit 1; }' <build/headers.txt >build/clang.log 2>&1; then
-  passed=$((passed + $(wc -l <build/headers.txt)))
+export -f clang_source
+while IFS= read -r header; do echo "$header"; done < <(cd include && find dflash -name '*.hpp' ! -path 'dflash/cuda/*' ! -path 'dflash/nccl*' ! -name onednn.hpp | sort) >build/sources.txt
+ls examples/*.cpp >>build/sources.txt
+if xargs -P 2 -I{} bash -c 'clang_source {} || { echo "FAILED {}"; exit 1; }' <build/sources.txt >build/clang.log 2>&1; then
+  passed=$((passed + $(wc -l <build/sources.txt)))
 else
   bad=$(grep -c '^FAILED' build/clang.log)
   failed=$((failed + bad))
-  passed=$((passed + $(wc -l <build/headers.txt) - bad))
+  passed=$((passed + $(wc -l <build/sources.txt) - bad))
   grep -E 'error|FAILED' build/clang.log | head -40
 fi
 took

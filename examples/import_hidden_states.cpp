@@ -20,9 +20,10 @@ std::vector<float> values(const TensorEntry& tensor) {
   return out;
 }
 
-/// Every sample's rows are as wide as the captured layers, and hold what the first one's do.
+/// Every sample's rows are as wide as the captured layers and hold what the first one's do, and its
+/// tokens are the target's.
 void check_like(const SpecForgeFolder& folder, const SpecForgeSample& sample,
-                const StoreDescription& store) {
+                const StoreDescription& store, index_t vocabulary) {
   const std::string path = (folder.path() / sample.tokenized().id).string();
   if (sample.model_type() != store.model_type)
     throw Error(path + " holds what " + sample.model_type() + " needs, the first file what " +
@@ -33,6 +34,15 @@ void check_like(const SpecForgeFolder& folder, const SpecForgeSample& sample,
                 std::to_string(store.layer_ids.size()) + " captured layers of " +
                 std::to_string(store.hidden_size) +
                 " (--target-layer-ids, --draft-config-path and --num-draft-layers say which)");
+  const auto& last_hidden = sample.last_hidden().shape;
+  if (!last_hidden.empty() && last_hidden[1] != store.hidden_size)
+    throw Error(path + ": last hidden states of " + std::to_string(last_hidden[1]) +
+                " numbers where the target has a hidden size of " +
+                std::to_string(store.hidden_size));
+  for (const std::int32_t token : sample.tokenized().tokens)
+    if (token < 0 || token >= vocabulary)
+      throw Error(path + ": token " + std::to_string(token) +
+                  " is outside the target's vocabulary of " + std::to_string(vocabulary));
 }
 
 View<const float, 2> matrix(const std::vector<float>& values, const TensorEntry& tensor) {
@@ -42,12 +52,12 @@ View<const float, 2> matrix(const std::vector<float>& values, const TensorEntry&
 
 void import_samples(const fs::path& from, const examples::StoreOptions& options) {
   const SpecForgeFolder folder(from);
-  ShardPlan plan(
-      options.describe(TargetConfig::read(options.target), folder[0].model_type(), "none"));
+  const TargetConfig target = TargetConfig::read(options.target);
+  ShardPlan plan(options.describe(target, folder[0].model_type(), "none", "unknown"));
   const StoreDescription store = plan.description();
   for (index_t i = 0; i < folder.size(); ++i) {
     const SpecForgeSample sample = folder[i];
-    check_like(folder, sample, store);
+    check_like(folder, sample, store, target.vocabulary);
     plan.add(sample.tokenized());
   }
   examples::print_size(plan, options.output);

@@ -42,7 +42,7 @@ struct Options {
         ->check(CLI::PositiveNumber);
     device.add_to(app);
     storage.add_to(app);
-    app.add_option("--threads", threads, "of each rank; 0: the cores, shared out")
+    app.add_option("--threads", threads, examples::Device::threads_help)
         ->capture_default_str()
         ->check(CLI::NonNegativeNumber);
   }
@@ -153,7 +153,7 @@ class Capture {
                last_hidden = on_host(captured.output.last_hidden);
           if (written.valid()) written.get();
           written = std::async(std::launch::async,
-                               [this, &writer = *writer, samples, features = std::move(features),
+                               [&writer = *writer, samples, features = std::move(features),
                                 last_hidden = std::move(last_hidden)] {
                                  write_pack(writer, samples, features, last_hidden);
                                });
@@ -222,8 +222,9 @@ int main(int argc, char** argv) {
                          .block_size = options.store.blocks_of()};
     const bool eagle3 = filter.model_type == ModelType::eagle3;
     const TargetConfig target = TargetConfig::read(options.store.target);
-    ShardPlan plan(
-        options.store.describe(target, options.model_type, eagle3 ? "none" : options.data.filter));
+    ShardPlan plan(options.store.describe(target, options.model_type,
+                                          eagle3 ? "none" : options.data.filter,
+                                          options.device.precision + options.storage.rounding()));
     const auto data = examples::read_samples(options.data, Tokenizer(options.store.target), filter,
                                              target.vocabulary);
     for (const auto& sample : data.samples) plan.add(sample);

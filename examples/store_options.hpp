@@ -44,17 +44,18 @@ struct StoreOptions {
     return draft_config.empty() ? block_size : dflash::DraftConfig::read(draft_config).block_size;
   }
 
-  /// `config` is the target's.
+  /// `config` is the target's, `precision` that in which it computes.
   dflash::StoreDescription describe(const dflash::TargetConfig& config,
-                                    const std::string& model_type,
-                                    const std::string& sample_filter) const {
+                                    const std::string& model_type, const std::string& sample_filter,
+                                    const std::string& precision) const {
     return {.model_type = model_type,
             .target_name = target.filename().string(),
             .target_fingerprint = dflash::target_fingerprint(target),
             .layer_ids = layers(config.layers, model_type == "eagle3"),
             .hidden_size = config.hidden,
             .dtype = stored_dtype(config),
-            .rope_parameters = config.json.value("rope_scaling", nlohmann::json()),
+            .precision = precision,
+            .rope_parameters = rope_parameters(config),
             .tokenizer_fingerprint = dflash::fingerprint_of_file(target / "tokenizer.json"),
             .block_size = blocks_of(),
             .sample_filter = sample_filter,
@@ -64,9 +65,23 @@ struct StoreOptions {
  private:
   dflash::DType stored_dtype(const dflash::TargetConfig& config) const {
     if (dtype == "f8_e4m3") return dflash::DType::f8_e4m3;
-    if (dtype == "f32" || (dtype == "target" && config.dtype == "float32"))
-      return dflash::DType::f32;
-    return dflash::DType::bf16;
+    const bool narrow = dtype == "bf16" || (dtype == "target" && is_bf16(config));
+    return narrow ? dflash::DType::bf16 : dflash::DType::f32;
+  }
+
+  /// Whether the target is in bfloat16, as its config says or else its embedding is.
+  bool is_bf16(const dflash::TargetConfig& config) const {
+    if (!config.dtype.empty()) return config.dtype == "bfloat16";
+    const dflash::WeightsFolder weights(target);
+    return weights.at(dflash::TargetKeys().embedding).dtype == dflash::DType::bf16;
+  }
+
+  /// Those fields of the target's config that say how positions rotate; null if it has none.
+  static nlohmann::json rope_parameters(const dflash::TargetConfig& config) {
+    nlohmann::json fields;
+    for (const char* field : {"rope_theta", "rope_scaling", "rope_parameters"})
+      if (config.json.contains(field)) fields[field] = config.json[field];
+    return fields;
   }
 
   std::vector<index_t> layers(index_t target_layers, bool eagle3) const {

@@ -25,6 +25,8 @@ struct TargetStorage {
         ->check(CLI::IsMember({"as-stored", "wide", "int8"}))
         ->capture_default_str();
   }
+  /// What it adds to the precision of what the target computes.
+  const char* rounding() const { return name == "int8" ? ", weights in int8" : ""; }
   operator dflash::WeightStorage() const { return dflash::weight_storage_named(name); }
 };
 
@@ -105,6 +107,8 @@ inline TokenizedData read_samples(const DataOptions& options, const dflash::Toke
                               ": token " + std::to_string(token) +
                               " is outside the target's vocabulary of " +
                               std::to_string(vocabulary));
+    } catch (const dflash::ReadError&) {
+      throw;
     } catch (const dflash::Error& error) {
       if (!options.skip_bad_lines) throw;
       std::fprintf(stderr, "skipped: %s\n", error.what());

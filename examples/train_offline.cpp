@@ -15,6 +15,12 @@ namespace {
 
 struct Options : examples::TrainOptions {
   std::filesystem::path store;
+
+  void check_keys() const {
+    if (keys.lm_head != TargetKeys().lm_head && has_tied_head(target_model_path / "config.json"))
+      throw Error("--lm-head-key " + keys.lm_head + ": the head of this target is its embedding (" +
+                  (target_model_path / "config.json").string() + ": tie_word_embeddings)");
+  }
 };
 
 /// What every rank of the world runs.
@@ -24,8 +30,9 @@ void train(C communicator, const Options& options, const OfflineShardDataset& da
   const BlockOptions block_options = options.blocks(config);
   const LossOptions loss_options = options.loss_options();
   const Schedule rate = options.schedule(dataset.size());
-  const auto contract =
-      options.contract(config, dataset.size(), dataset.description().data_fingerprint);
+  const StoreDescription& store = dataset.description();
+  auto contract = options.contract(config, dataset.size(), store.data_fingerprint);
+  contract["features"] = {{"dtype", name_of(store.dtype)}, {"precision", store.precision}};
 
   B backend = options.device.backend(threads);
   SequenceParallelGroup group(std::move(communicator), options.layout);
@@ -105,8 +112,13 @@ int main(int argc, char** argv) {
     options.add_to(app);
     app.add_option("--train-hidden-states-path", options.store, "folder of prepare_hidden_states")
         ->required();
+    app.add_option("--embedding-key", options.keys.embedding, "the tensor's name in the target")
+        ->capture_default_str();
+    app.add_option("--lm-head-key", options.keys.lm_head, "the same of a head of its own")
+        ->capture_default_str();
     if (const auto status = launcher.parse(app, argc, argv)) return *status;
 
+    options.check_keys();
     const OfflineShardDataset dataset(
         options.store, {.model_type = "dflash",
                         .target_fingerprint = target_fingerprint(options.target_model_path)});

@@ -66,7 +66,7 @@ void train(C communicator, const Options& options, const examples::TokenizedData
   const LossOptions loss_options = options.loss_options();
   const Schedule rate = options.schedule(size);
   auto contract = options.contract(config, size, data.fingerprint());
-  if (options.storage.name != "as-stored") contract["target_weights"] = options.storage.name;
+  contract["features"] = {{"precision", options.device.precision + options.storage.rounding()}};
 
   B backend = options.device.backend(threads);
   SequenceParallelGroup group(std::move(communicator), options.layout);

@@ -41,13 +41,14 @@ struct TrainOptions {
         ->required();
     app.add_option("--output-dir", output_dir, "where checkpoints and log.jsonl go")->required();
     app.add_option("--draft-config-path", draft_config_path,
-                   "the draft's config.json; without it one is made to fit the target");
+                   "the draft's config.json; without it that of --draft-checkpoint-path, or one "
+                   "made to fit the target");
     app.add_option("--draft-checkpoint-path", draft_checkpoint_path,
                    "start from the weights of this draft folder");
     app.add_option("--block-size", block_size,
                    "tokens per block; without it the draft config's, else the data's")
         ->check(CLI::PositiveNumber);
-    app.add_option("--num-draft-layers", num_draft_layers, "only without --draft-config-path")
+    app.add_option("--num-draft-layers", num_draft_layers, "of a draft made to fit the target")
         ->capture_default_str()
         ->check(CLI::PositiveNumber);
     app.add_option("--mask-token-id", mask_token_id, "without it: draft config, then tokenizer");
@@ -99,7 +100,7 @@ struct TrainOptions {
     app.add_option("--export-dtype", export_dtype, "of model.safetensors: f32 or bf16")
         ->capture_default_str();
     app.add_option("--seed", seed)->capture_default_str();
-    app.add_option("--threads", threads, "of each rank; 0: the cores, shared out")
+    app.add_option("--threads", threads, Device::threads_help)
         ->capture_default_str()
         ->check(CLI::NonNegativeNumber);
     device.add_to(app);
@@ -117,15 +118,18 @@ struct TrainOptions {
     app.add_flag("--plan", plan, "print memory, bytes sent and read per step, and end");
     app.add_flag("--resume", resume, "go on from the newest checkpoint in --output-dir, if any");
     app.add_flag("--save-initial", save_initial, "a checkpoint before the first step as well");
-    app.add_option("--embedding-key", keys.embedding)->capture_default_str();
-    app.add_option("--lm-head-key", keys.lm_head)->capture_default_str();
+  }
+
+  /// The draft's config, if there is one: what was given, or that of the draft to start from.
+  const std::filesystem::path& given_config() const {
+    return draft_config_path.empty() ? draft_checkpoint_path : draft_config_path;
   }
 
   /// The layers that an online trainer captures: the draft config's, or as many as it has layers.
   std::vector<index_t> layer_ids(index_t target_layers) const {
-    return draft_config_path.empty()
+    return given_config().empty()
                ? dflash::default_target_layer_ids(target_layers, num_draft_layers)
-               : dflash::DraftConfig::read(draft_config_path).target_layer_ids;
+               : dflash::DraftConfig::read(given_config()).target_layer_ids;
   }
 
   /// The draft that is trained, on features of the given layers.
@@ -133,17 +137,18 @@ struct TrainOptions {
                                    index_t data_block_size) const {
     const auto target_file = target_model_path / "config.json";
     const auto target = dflash::read_json(target_file);
+    const std::string given = given_config().string();
     dflash::DraftConfig draft;
-    if (draft_config_path.empty()) {
+    if (given.empty()) {
       draft = dflash::DraftConfig::for_target(target, num_draft_layers,
                                               block_size > 0 ? block_size : data_block_size,
                                               target_file.string());
       draft.target_layer_ids = layer_ids;
     } else {
-      draft = dflash::DraftConfig::read(draft_config_path);
+      draft = dflash::DraftConfig::read(given);
       if (block_size > 0) draft.block_size = block_size;
       if (draft.target_layer_ids != layer_ids)
-        throw dflash::Error(draft_config_path.string() + ": target_layer_ids is " +
+        throw dflash::Error(given + ": target_layer_ids is " +
                             nlohmann::json(draft.target_layer_ids).dump() +
                             ", but the features are of layers " + nlohmann::json(layer_ids).dump());
     }
@@ -151,9 +156,8 @@ struct TrainOptions {
     const auto expect_target_has = [&](const char* theirs, const char* ours, index_t value) {
       const auto wanted = dflash::required<index_t>(target, theirs, target_file);
       if (value != wanted)
-        throw dflash::Error(draft_config_path.string() + ": " + ours + " is " +
-                            std::to_string(value) + ", but the target's " + theirs + " is " +
-                            std::to_string(wanted));
+        throw dflash::Error(given + ": " + ours + " is " + std::to_string(value) +
+                            ", but the target's " + theirs + " is " + std::to_string(wanted));
     };
     expect_target_has("hidden_size", "hidden_size", draft.shape.hidden);
     expect_target_has("vocab_size", "vocab_size", draft.vocabulary);

@@ -20,7 +20,7 @@ dflash::Parameters<B> initial_weights(B& backend, const dflash::DraftConfig& con
 template <class B, class C>
 index_t resumed_step(const TrainOptions& options, C& world, dflash::ShardedAdamW<B, C>& optimizer,
                      B& backend, dflash::Parameters<B>& weights, const nlohmann::json& contract) {
-  const auto latest = dflash::latest_checkpoint(options.output_dir);
+  const auto latest = dflash::agreed_checkpoint(backend, world, options.output_dir);
   if (!options.resume) {
     if (latest)
       throw dflash::Error(latest->string() +
@@ -29,9 +29,10 @@ index_t resumed_step(const TrainOptions& options, C& world, dflash::ShardedAdamW
     return 0;
   }
   if (!latest) return 0;
-  dflash::AdamW<B> whole(backend, weights.flat(), weights.slots(), options.adamw());
-  const auto state = dflash::load_checkpoint(*latest, whole, weights.flat(), contract);
-  optimizer.take(whole, weights.flat());
+  nlohmann::json state;
+  optimizer.fill_whole(weights.flat(), [&](dflash::AdamW<B>& whole) {
+    state = dflash::load_checkpoint(*latest, whole, weights.flat(), contract);
+  });
   if (world.rank() == 0) std::cout << "resuming from " << latest->string() << "\n";
   return dflash::required<index_t>(state, "step", *latest / "trainer_state.json");
 }
@@ -40,13 +41,14 @@ index_t resumed_step(const TrainOptions& options, C& world, dflash::ShardedAdamW
 class Reporter {
  public:
   Reporter(const TrainOptions& options, const dflash::Schedule& rate, index_t first, bool active)
-      : interval_(options.log_interval),
+      : options_(&options),
         rate_(rate),
         progress_(std::cout, dflash::is_terminal(stdout), rate.total, first) {
     if (active) log_.emplace(options.output_dir, first);
   }
 
-  /// After optimizer step `step`, counted from 0. Losses of a log line are over all its steps.
+  /// After optimizer step `step`, counted from 0. A line of the log is of all steps since the one
+  /// before; there is one at every checkpoint, so that a resumed run has the same lines.
   void step(index_t step, index_t epoch, const dflash::LossResult& loss, double norm) {
     if (!log_) return;
     window_ += loss;
@@ -61,18 +63,20 @@ class Reporter {
                                   .learning_rate = rate_(step),
                                   .tokens_per_second = window_.metrics.tokens / (now - start_),
                                   .skipped_steps = skipped_};
-    const bool due = (step + 1) % interval_ == 0 || step + 1 == rate_.total;
+    const bool due =
+        (step + 1) % options_->log_interval == 0 || options_->saves_after(step, rate_.total);
     progress_.show(record, due);
     if (!due) return;
     log_->write(record);
     start_ = now;
-    forget();
+    window_ = {};
+    skipped_ = 0;
   }
 
-  /// A line is of the steps since the line or the checkpoint before, as it is in a resumed run.
+  /// The time that saving took is not that of the next steps.
   void saved(const std::filesystem::path& folder) {
     last_ = folder;
-    forget();
+    start_ = dflash::seconds_now();
   }
   void finish() {
     if (!log_) return;
@@ -81,12 +85,7 @@ class Reporter {
   }
 
  private:
-  void forget() {
-    window_ = {};
-    skipped_ = 0;
-  }
-
-  index_t interval_;
+  const TrainOptions* options_;
   dflash::Schedule rate_;
   dflash::TrainingProgress progress_;
   std::optional<dflash::TrainingLog> log_;
@@ -114,10 +113,11 @@ class Checkpointer {
   template <class B>
   void save(index_t steps, dflash::ShardedAdamW<B, C>& optimizer, dflash::Parameters<B>& weights,
             Reporter& report) {
-    dflash::AdamW<B> whole = optimizer.whole(weights.flat());
-    if (folders_)
-      report.saved(dflash::save_checkpoint(*folders_, steps, whole, weights.flat(), config_,
-                                           {{"step", steps}, {"options", contract_}}, dtype_));
+    optimizer.visit_whole(weights.flat(), [&](dflash::AdamW<B>& whole) {
+      if (folders_)
+        report.saved(dflash::save_checkpoint(*folders_, steps, whole, weights.flat(), config_,
+                                             {{"step", steps}, {"options", contract_}}, dtype_));
+    });
     world_->barrier();
   }
 

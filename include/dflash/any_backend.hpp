@@ -26,6 +26,7 @@
 #include "dflash/model/target_model.hpp"
 #include "dflash/model/ulysses_attention.hpp"
 #include "dflash/train/adamw.hpp"
+#include "dflash/train/agreed_checkpoint.hpp"
 #include "dflash/train/checkpoint.hpp"
 #include "dflash/train/draft_loss.hpp"
 #include "dflash/train/micro_step.hpp"

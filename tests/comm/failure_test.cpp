@@ -43,6 +43,13 @@ TEST_CASE("where all wait, those in the earliest collective are late") {
         "barrier (collective 7)");
 }
 
+TEST_CASE("a rank that the others have passed waits for them") {
+  const auto own = state(0, 42, "barrier");
+  CHECK(stall_text({own, state(1, 43, "all_gather")}, own, 12) ==
+        "time-out: rank 0 has waited 12 s in barrier (collective 42) for rank 1, which is in "
+        "all_gather (collective 43)");
+}
+
 TEST_CASE("of very many late ranks some are named and the rest counted") {
   std::vector<RankState> all{state(0, 3, "barrier")};
   for (int r = 1; r <= 20; ++r) all.push_back(state(r, 2, ""));

@@ -45,6 +45,17 @@ TEST_CASE("threads are ranks of a communicator") {
   }
 }
 
+TEST_CASE("a rank may wait for as long as anybody says") {
+  for (const double seconds : {6e10, 1e300})
+    CHECK(failure(
+              2,
+              [](ThreadCommunicator comm) {
+                if (comm.rank() == 1) std::this_thread::sleep_for(5ms);
+                comm.barrier();
+              },
+              std::chrono::duration<double>(seconds)) == "no failure");
+}
+
 TEST_CASE("the first exception of a rank is carried out, with its rank and its type") {
   std::atomic<int> released = 0;
   const auto body = [&](ThreadCommunicator comm) {

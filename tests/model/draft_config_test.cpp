@@ -64,6 +64,10 @@ TEST_CASE("DraftConfig falls back as the reference does") {
   CHECK(!draft.mask_token);
   CHECK(draft.layer_window(2) == 0);
   CHECK(draft.layer_window(3) == 2048);
+  config["max_window_layers"] = -1;
+  CHECK(DraftConfig::from_json(config, "config.json").layer_window(0) == 2048);
+  config["use_sliding_window"] = nullptr;
+  CHECK(DraftConfig::from_json(config, "config.json").layer_window(3) == 0);
 }
 
 TEST_CASE("A draft config's errors name the file, the field and the value") {
@@ -89,6 +93,13 @@ TEST_CASE("A draft config's errors name the file, the field and the value") {
   says(error_of(
            [](auto& c) { c["layer_types"] = std::vector<std::string>(5, "sliding_attention"); }),
        "sliding_window");
+  for (const char* field : {"use_sliding_window", "max_window_layers"})
+    says(error_of([&](auto& c) {
+           c.erase("layer_types");
+           c["use_sliding_window"] = true;
+           c[field] = "some";
+         }),
+         field);
   says(error_of([](auto& c) {
          c["rope_scaling"] = {{"rope_type", "longrope"}, {"factor", 2}};
        }),

@@ -129,6 +129,11 @@ TEST_CASE("wrong flags are named in one sentence") {
        capture + Arguments{"--num-samples", "-1"},
        {"--num-samples", "-1"}},
       {"prepare_hidden_states", capture + Arguments{"--chat-template", "nobody's"}, {"nobody's"}},
+      {"train_offline",
+       train_flags(folder / "draft") +
+           Arguments{"--train-hidden-states-path", folder / "store", "--lm-head-key", "head"},
+       {"--lm-head-key head", "tie_word_embeddings"}},
+      {"train_online", online + Arguments{"--embedding-key", "table"}, {"--embedding-key"}},
       {"train_online", online + Arguments{"--block-size", "1"}, {"--block-size"}},
       {"train_online", online + Arguments{"--batch-size", "many"}, {"--batch-size", "many"}},
       {"train_online", online + Arguments{"--num-anchors", "0"}, {"--num-anchors", "0"}},

@@ -128,6 +128,8 @@ TEST_CASE("a run is not resumed with options that it did not have") {
           capture_flags(folder / "store") + Arguments{"--num-samples", "6"});
   succeed("prepare_hidden_states",
           capture_flags(folder / "other") + Arguments{"--num-samples", "5"});
+  succeed("prepare_hidden_states", capture_flags(folder / "rounded") +
+                                       Arguments{"--num-samples", "6", "--target-weights", "int8"});
   const auto output = folder / "draft";
   const auto flags = train_flags(output) +
                      Arguments{"--train-hidden-states-path", folder / "store", "--max-steps", "2"};
@@ -153,6 +155,8 @@ TEST_CASE("a run is not resumed with options that it did not have") {
       {{"--block-size", "4"}, "\"draft.block_size\" is 8 there, but 4 here"},
       {{"--mask-token-id", "5"}, "\"draft.dflash_config.mask_token_id\" is 2047 there, but 5 here"},
       {{"--train-hidden-states-path", folder / "other"}, "\"data\" is \"xxh3:"},
+      {{"--train-hidden-states-path", folder / "rounded"},
+       "\"features.precision\" is \"fp32\" there, but \"fp32, weights in int8\" here"},
   };
   for (const Case& c : cases) {
     const auto why = failure_of("train_offline", flags + c.flags + Arguments{"--resume"});

@@ -158,6 +158,47 @@ TEST_CASE("checkpoints may be in bfloat16, kept in small numbers, and started fr
                                             Arguments{"--json"}))["identical_to_greedy"] == true);
 }
 
+TEST_CASE("a draft to start from brings its config, and the log has a line at every checkpoint") {
+  const TrainedDraft draft;
+  const auto output = draft.folder / "more";
+  const Arguments flags{"--target-model-path",
+                        tiny_target,
+                        "--train-hidden-states-path",
+                        draft.store,
+                        "--draft-checkpoint-path",
+                        draft.checkpoint(),
+                        "--output-dir",
+                        output,
+                        "--num-anchors",
+                        "8",
+                        "--max-steps",
+                        "7",
+                        "--log-interval",
+                        "3",
+                        "--save-interval",
+                        "2",
+                        "--threads",
+                        "1"};
+  succeed("train_offline", flags);
+  const auto config = [](const std::filesystem::path& checkpoint) {
+    return nlohmann::json::parse(content_of(checkpoint / "config.json"));
+  };
+  CHECK(config(output / "step-000007") == config(draft.checkpoint()));
+  std::vector<int> steps;
+  for (const auto& line : json_lines(output / "log.jsonl")) steps.push_back(line["step"]);
+  CHECK(steps == std::vector<int>{2, 3, 4, 6, 7});
+
+  const auto smaller = draft.folder / "smaller.json";
+  put(smaller, content_of(tiny_draft_config));
+  change_json(smaller, [](nlohmann::json& json) {
+    json["num_hidden_layers"] = 1;
+    json.erase("layer_types");
+  });
+  check_named(failure_of("train_offline", flags + Arguments{"--draft-config-path", smaller,
+                                                            "--output-dir", draft.folder / "no"}),
+              {draft.checkpoint().string(), "layers.1."});
+}
+
 TEST_CASE("a store in bfloat16 or fp8 trains a draft much like one in float32") {
   const TrainedDraft draft;
   const auto exact = json_lines(draft.output / "log.jsonl");

@@ -5,6 +5,9 @@
 #include <fstream>
 #include <set>
 
+#include "dflash/comm/thread_communicator.hpp"
+#include "dflash/cpu.hpp"
+#include "dflash/train/agreed_checkpoint.hpp"
 #include "train/temporary_folder.hpp"
 
 namespace checkpoint_folders_test {
@@ -94,6 +97,41 @@ TEST_CASE("saving a step again replaces its checkpoint") {
   });
   CHECK(text_of(path / "config.json") == "new");
   CHECK(names(folder.path()) == std::set<std::string>{"latest", "step-000010"});
+}
+
+TEST_CASE("a second run is refused and leaves what the first is writing") {
+  TemporaryFolder folder;
+  const CheckpointFolders folders(folder.path());
+  folders.save(1, [&](const fs::path& where) {
+    CHECK_THROWS_WITH_AS(CheckpointFolders(folder.path()),
+                         ("another process is writing to " + folder.path().string()).c_str(),
+                         Error);
+    write_all(where);
+  });
+  CHECK(names(folder.path()) == std::set<std::string>{"latest", "step-000001"});
+}
+
+TEST_CASE("ranks agree on the newest checkpoint, or are told who sees another") {
+  TemporaryFolder shared, other;
+  CheckpointFolders(shared.path()).save(3, write_all);
+  const auto seen = [&](const fs::path& of_rank_2) {
+    ThreadCommunicator::run(3, [&](ThreadCommunicator world) {
+      CpuBackend<float> backend;
+      const auto found =
+          agreed_checkpoint(backend, world, world.rank() == 2 ? of_rank_2 : shared.path());
+      CHECK(found->filename() == "step-000003");
+    });
+  };
+  seen(shared.path());
+  try {
+    seen(other.path());
+    FAIL("another folder was not noticed");
+  } catch (const Error& error) {
+    const std::string text = error.what();
+    CAPTURE(text);
+    CHECK(text.find("rank 2 sees no checkpoint there, rank 0 sees step-000003") !=
+          std::string::npos);
+  }
 }
 
 TEST_CASE("a folder that cannot be made and a negative number are errors") {

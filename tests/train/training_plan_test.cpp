@@ -105,6 +105,23 @@ void step_on_ranks(const TrainingPlan& plan, const std::vector<MemorySample>& me
   });
 }
 
+TEST_CASE("Sums that are exchanged among narrower numbers count with their own size") {
+  TrainingPlan plan{.config = small_config(),
+                    .layout = {2, 1},
+                    .samples = 1,
+                    .sample_tokens = 40,
+                    .sample_blocks = 6};
+  const UlyssesPlan cut = plan.attention();
+  const auto sent = [&](index_t number, index_t sum) {
+    plan.bytes = {number, sum};
+    return plan.sequence_traffic(0).all_to_all.bytes;
+  };
+  // <y, dy> of the rows here and the heads there.
+  const index_t sums = plan.config.layers * cut.block_rows(0) * cut.query_heads(1).size();
+  CHECK(sums > 0);
+  CHECK(sent(2, 4) == sent(4, 4) / 2 + 2 * sums);
+}
+
 TEST_CASE("Counted bytes and collectives of a step are the plan's, exactly, on every layout") {
   const auto config = small_config();
   // Every sample is supervised to its end and every anchor another token, so that rows, blocks and

@@ -14,6 +14,7 @@ struct Device {
   using Backend = dflash::CpuBackend<float>;
   using Head = std::variant<dflash::VocabularySlice<float>>;
   static constexpr const char* export_dtype = "f32";
+  static constexpr const char* threads_help = "of each rank; 0: the cores, shared out";
 
   std::string name = "cpu", precision = "fp32", head_precision;
 

@@ -65,9 +65,12 @@ inline std::string stall_text(const std::vector<RankState>& all, const RankState
   std::string text = "time-out: rank " + std::to_string(waiting.rank) + " has waited " +
                      seconds(time_out) + " in " + waiting.inside + " (collective " +
                      std::to_string(waiting.number) + ")";
-  auto late = stalled(all);
-  if (late.size() > 1)
-    std::erase_if(late, [&](const RankState& s) { return s.rank == waiting.rank; });
+  const auto others = [&](std::vector<RankState> states) {
+    std::erase_if(states, [&](const RankState& s) { return s.rank == waiting.rank; });
+    return states;
+  };
+  auto late = others(stalled(all));
+  if (late.empty()) late = others(all);  // they have gone on, past this rank
   for (std::size_t i = 0; i < std::min(late.size(), named); ++i) {
     const RankState& s = late[i];
     text += (i == 0 ? " for rank " : "; rank ") + std::to_string(s.rank);

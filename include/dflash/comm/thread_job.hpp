@@ -21,7 +21,8 @@ namespace dflash::detail {
 /// every wait of every group. One mutex guards it and all collectives of the run.
 class ThreadJob {
  public:
-  ThreadJob(int ranks, double time_out) : ranks_(std::size_t(ranks)), time_out_(time_out) {}
+  ThreadJob(int ranks, double time_out)
+      : ranks_(std::size_t(ranks)), time_out_(std::min(time_out, longest)) {}
 
   std::mutex mutex;
 
@@ -124,6 +125,7 @@ class ThreadJob {
 
  private:
   using clock = std::chrono::steady_clock;
+  static constexpr double longest = 1e9;  // seconds, which a clock that counts nanoseconds can add
 
   struct Rank {
     std::condition_variable wake;

@@ -20,6 +20,8 @@ struct Strided {
     return data + row * row_step + column * column_step;
   }
 };
+template <class T>
+Strided(const T*, index_t, index_t) -> Strided<T>;
 
 template <class Register>
 void transpose(Register (&r)[4]) {

@@ -22,6 +22,7 @@ struct StoreDescription {
   std::vector<index_t> layer_ids;     // the captured layers, in the order of a row
   index_t hidden_size = 0;            // of the target
   DType dtype = DType::bf16;          // of the stored rows: bf16, f32 or f8_e4m3
+  std::string precision = "unknown";  // in which they were computed
   nlohmann::json rope_parameters;     // as the target's config has them
   std::string tokenizer_fingerprint;  // of its tokenizer.json
   index_t block_size = 0;             // that the sample filter was told
@@ -44,6 +45,7 @@ inline nlohmann::ordered_json to_json(const StoreDescription& d) {
           {"layer_ids", d.layer_ids},
           {"hidden_size", d.hidden_size},
           {"dtype", name_of(d.dtype)},
+          {"precision", d.precision},
           {"rope_parameters", d.rope_parameters},
           {"tokenizer_fingerprint", d.tokenizer_fingerprint},
           {"block_size", d.block_size},
@@ -105,6 +107,7 @@ inline StoreDescription read_store_description(const std::filesystem::path& path
   const auto dtype = dtype_named(name);
   if (!dtype) fail_field(path, "dtype", in_quotes(name), "\"BF16\", \"F32\" or \"F8_E4M3\"");
   d.dtype = *dtype;
+  d.precision = optional<std::string>(json, "precision", path, d.precision);
   d.rope_parameters = optional<nlohmann::json>(json, "rope_parameters", path);
   read("tokenizer_fingerprint", d.tokenizer_fingerprint);
   read("block_size", d.block_size);

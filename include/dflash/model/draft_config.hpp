@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <filesystem>
 #include <nlohmann/json.hpp>
@@ -79,9 +80,9 @@ inline void read_layer_types(const nlohmann::json& config, const std::string& fi
                     "; known are full_attention and sliding_attention");
       }
     }
-  } else if (config.value("use_sliding_window", false)) {
-    const index_t first = config.value("max_window_layers", index_t(28));
-    for (index_t i = first; i < draft.layers; ++i)
+  } else if (optional<bool>(config, "use_sliding_window", file, false)) {
+    const auto first = optional<index_t>(config, "max_window_layers", file, 28);
+    for (index_t i = std::max<index_t>(first, 0); i < draft.layers; ++i)
       draft.sliding[static_cast<std::size_t>(i)] = true;
   }
   for (bool sliding : draft.sliding)

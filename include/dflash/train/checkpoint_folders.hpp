@@ -13,6 +13,7 @@
 #include "dflash/core/error.hpp"
 #include "dflash/io/atomic_file.hpp"
 #include "dflash/io/atomic_folder.hpp"
+#include "dflash/io/folder_lock.hpp"
 
 namespace dflash {
 
@@ -55,11 +56,11 @@ inline std::optional<std::filesystem::path> latest_checkpoint(const std::filesys
 
 /// The output folder of a training run: its checkpoints `step-000123/`, the file `latest` with the
 /// name of the newest, and the rotation of old ones. A kill at any moment leaves complete
-/// checkpoints only. One process writes.
+/// checkpoints only. One run at a time has the folder.
 class CheckpointFolders {
  public:
   /// Creates the folder and removes what a killed run left unfinished. `keep`: how many of the
-  /// newest checkpoints stay; 0 for all.
+  /// newest checkpoints stay; 0 for all. Error if another run writes there.
   explicit CheckpointFolders(std::filesystem::path output, index_t keep = 0)
       : output_(std::move(output)), keep_(keep) {
     if (keep < 0)
@@ -68,6 +69,7 @@ class CheckpointFolders {
     std::error_code why;
     std::filesystem::create_directories(output_, why);
     if (why) throw Error("cannot create " + output_.string() + ": " + why.message());
+    lock_.emplace(output_);
     remove_temporaries(output_);
   }
 
@@ -105,6 +107,7 @@ class CheckpointFolders {
 
   std::filesystem::path output_;
   index_t keep_;
+  std::optional<FolderLock> lock_;
 };
 
 }  // namespace dflash

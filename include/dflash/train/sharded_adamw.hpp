@@ -91,6 +91,24 @@ class ShardedAdamW {
     return all;
   }
 
+  /// f(the state of all ranks as one optimizer), to save it: one rank has it already.
+  template <class F>
+  void visit_whole(View<T, 1> weights, F&& f) {
+    if (alone()) return f(buckets_.front().own);
+    AdamW<B> all = whole(weights);
+    f(all);
+  }
+
+  /// f(an optimizer of whole tensors), which is to fill it; takes what it is then.
+  template <class F>
+  void fill_whole(View<T, 1> weights, F&& f) {
+    AdamW<B>& own = buckets_.front().own;
+    if (alone()) return f(own);
+    AdamW<B> all(backend(), weights, own.slots(), own.options());
+    f(all);
+    take(all, weights);
+  }
+
   /// Takes this rank's slices of a state of whole tensors.
   void take(AdamW<B>& all, View<T, 1> weights) {
     for (Bucket& bucket : buckets_) {
@@ -124,6 +142,7 @@ class ShardedAdamW {
   }();
 
   B& backend() const { return buckets_.front().own.backend(); }
+  bool alone() const { return world_->size() == 1 && buckets_.size() == 1; }
 
   void start(View<Sum, 1> gradients, Bucket& bucket) {
     expects(!bucket.sum.has_value(), "ShardedAdamW: a bucket was started twice in a step");

@@ -48,13 +48,15 @@ struct TrainingPlan {
   index_t context_total() const { return samples * sample_tokens; }
   index_t blocks_total() const { return samples * sample_blocks; }
   UlyssesPlan attention() const {
-    return {layout,
-            config.shape.heads,
-            config.shape.kv_heads,
-            config.shape.head_dim,
-            config.block_size,
-            context_total(),
-            blocks_total()};
+    UlyssesPlan plan{layout,
+                     config.shape.heads,
+                     config.shape.kv_heads,
+                     config.shape.head_dim,
+                     config.block_size,
+                     context_total(),
+                     blocks_total()};
+    plan.accumulator_size = std::max<index_t>(bytes.sum / bytes.value, 1);
+    return plan;
   }
 
   index_t parameters() const { return parameter_count(config); }
@@ -65,11 +67,10 @@ struct TrainingPlan {
     index_t slice = 0;  // of each bucket
     for (const Range& bucket : gradient_buckets(config, ranks()))
       slice += even_cut(bucket.size(), ranks(), rank).size();
-    const index_t masters = bytes.value < bytes.sum ? 1 : 0;
     const index_t vocabulary = share(rank).of(config.vocabulary).size();
     std::vector<Item> items{{"weights", n * bytes.value},
                             {"gradients", n * bytes.sum},
-                            {"optimizer", (2 + masters) * slice * bytes.sum},
+                            {"optimizer", (2 + masters()) * slice * bytes.sum},
                             {"features", batches * batch_bytes(rank)},
                             {"saved activations", saved_bytes(rank)},
                             {"working memory", std::max({backward_bytes(rank), loss_bytes(rank),
@@ -87,6 +88,14 @@ struct TrainingPlan {
     index_t sum = 0;
     for (const Item& item : memory(rank)) sum += item.bytes;
     return sum;
+  }
+  /// And while a checkpoint is saved, between steps: of several ranks each then holds the whole
+  /// optimizer.
+  index_t saving_bytes(index_t rank = 0) const {
+    index_t sum = 0;
+    for (const Item& item : memory(rank))
+      if (item.name != "saved activations" && item.name != "working memory") sum += item.bytes;
+    return sum + (ranks() > 1 ? (2 + masters()) * parameters() * bytes.sum : 0);
   }
 
   /// What a rank sends in an optimizer step: through its sequence group, through the world, and
@@ -155,7 +164,9 @@ struct TrainingPlan {
                       std::to_string(config.block_size) + "\nmemory of rank 0:\n";
     for (const Item& item : memory())
       out += "  " + item.name + ": " + bytes_text(item.bytes) + "\n";
-    out += "  together: " + bytes_text(memory_bytes()) + "\nsent by rank 0 in a step:\n";
+    out += "  together: " + bytes_text(memory_bytes()) +
+           "\n  while a checkpoint is saved: " + bytes_text(saving_bytes()) +
+           "\nsent by rank 0 in a step:\n";
     const Traffic sequence = sequence_traffic(0), world = world_traffic(0);
     const auto line = [&](const char* name, Traffic::Count count) {
       out += std::string("  ") + name + ": " + bytes_text(count.bytes) + " in " +
@@ -171,6 +182,8 @@ struct TrainingPlan {
   }
 
  private:
+  /// Of a weight, where weights are narrower than their sums.
+  index_t masters() const { return bytes.value < bytes.sum ? 1 : 0; }
   FeatureDeal feature_deal() const {
     const std::vector<index_t> each(std::size_t(samples), sample_tokens);
     return {layout, tensor_parallel,
@@ -269,7 +282,7 @@ struct TrainingPlan {
     const Part p = part(rank);
     const index_t ranks = layout.ranks();
     const auto exchanged = [&](index_t n) { return n * (ranks - 1) / ranks; };  // not the own part
-    const index_t rows = 2 * p.rows * s.hidden + p.context * s.hidden;
+    const index_t normed = p.rows * s.hidden, rows = (p.rows + p.context) * s.hidden;
     const index_t context =
         ranks == 1 ? 2 * p.context * p.kv
                    : 2 * p.stripe * p.key + exchanged(2 * p.stripe * p.key + 2 * p.context * p.kv);
@@ -280,7 +293,8 @@ struct TrainingPlan {
                   attention = p.rows * (2 * p.q + 2 * p.kv + 2 * s.hidden - 2 * s.intermediate) +
                               2 * p.all_rows * p.query + 2 * p.ring_rows * p.key +
                               (ranks == 1 ? 0 : exchanged(heads) + context);
-    return (rows + context + std::max(mlp, attention + key_sums(p))) * bytes.value;
+    return normed * product_bytes() +
+           (rows + context + std::max(mlp, attention + key_sums(p))) * bytes.value;
   }
 
   /// What attention's backward adds up apart for its threads: the keys' gradients in parts, each of
