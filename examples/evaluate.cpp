@@ -65,6 +65,17 @@ struct Totals {
   double seconds = 0, plain_seconds = 0;
 };
 
+/// The tokens of a conversation; errors name the file and the line.
+std::vector<std::int32_t> prompt_of(const ConversationRow& row, const Chat& chat,
+                                    const ConversationReader& reader) {
+  if (row.kind != ConversationRow::Kind::messages) reader.fail("has no conversation");
+  try {
+    return chat.prompt(row.conversation);
+  } catch (const Error& error) {
+    reader.fail(error.what());
+  }
+}
+
 /// The answer with the draft's accepted tokens in green.
 void show_answer(const Chat& chat,
                  SpeculativeDecoder<DraftModel<DFlashBlock<LocalAttention<B>>>>& decoder,
@@ -75,8 +86,15 @@ void show_answer(const Chat& chat,
   const auto answer = decoder.decode(chat.prompt(conversation), decode);
   const bool color = is_terminal(stdout);
   std::printf("\n%s\n  ", question.c_str());
+  std::vector<std::int32_t> tokens;
+  std::size_t printed = 0;
   for (std::size_t i = 0; i < answer.tokens.size(); ++i) {
-    const std::string piece = chat.tokenizer().decode({answer.tokens[i]}, true);
+    tokens.push_back(answer.tokens[i]);
+    const std::string text = chat.tokenizer().decode(tokens, true);
+    // A character of several tokens is U+FFFD until the last of them.
+    if (i + 1 < answer.tokens.size() && text.ends_with("\xEF\xBF\xBD")) continue;
+    const std::string piece = text.substr(printed);
+    printed = text.size();
     const char* open = color ? "\033[32m" : "[";
     const char* close = color ? "\033[0m" : "]";
     if (piece.empty()) continue;
@@ -86,8 +104,6 @@ void show_answer(const Chat& chat,
       std::printf("%s", piece.c_str());
     }
   }
-  index_t accepted = 0;
-  for (const auto& cycle : answer.cycles) accepted += cycle.accepted;
   std::printf(
       "\n  (%s: proposed by the draft and accepted; %zu tokens in %zu passes of the target)\n",
       color ? "green" : "in brackets", answer.tokens.size(), answer.cycles.size() + 1);
@@ -138,8 +154,7 @@ int main(int argc, char** argv) {
     while (options.limit == 0 || totals.prompts < options.limit) {
       const auto row = reader.next();
       if (!row) break;
-      if (row->kind != ConversationRow::Kind::messages) reader.fail("has no conversation");
-      const auto prompt = chat.prompt(row->conversation);
+      const auto prompt = prompt_of(*row, chat, reader);
       decode.answer = std::uint64_t(totals.prompts++);
       double start = seconds_now();
       const SpeculativeAnswer answer = decoder.decode(prompt, decode);

@@ -130,6 +130,10 @@ TEST_CASE("a pickle that would run code, or is none, is refused") {
   CHECK(pickled("s.") == "its pickle takes what it has not put");
   CHECK(pickled("h\x05.") == "its pickle recalls what it has not kept");
   CHECK(pickled("N.") == "what it holds is not a dictionary");
+  const std::string long_text = text(std::string(257, 'a')), name = text("b");
+  CHECK(pickled(long_text + name + "\x93.") == "its pickle has a name of more than 256 bytes");
+  CHECK(pickled(name + long_text + "\x93.") == "its pickle has a name of more than 256 bytes");
+  CHECK(pickled(name + name + "\x93.") == "what it holds is not a dictionary");
   CHECK(pickled("}q\x01h\x01" + text("x") + "h\x01s.").empty());  // contains itself
 }
 

@@ -21,6 +21,11 @@ TEST_CASE("what is no JSON is an error with file, line and column") {
   CHECK(complaint("").starts_with(path.string() + ":1:1 is not valid JSON"));
   CHECK(mentions(complaint("{\"a\": \"\xff\"}"), ":1:8 is not valid JSON"));
   CHECK(mentions(complaint("{\"a\": 1e9999}"), "a number overflows"));
+  const auto nested = [](std::size_t levels) {
+    return std::string(levels, '[') + std::string(levels, ']');
+  };
+  CHECK(complaint(nested(200)).empty());
+  CHECK(complaint("{\"a\": " + nested(100'000) + "}") == path.string() + " nests too deeply");
   CHECK(mentions(error_of([&] { read_json(folder / "absent"); }), "cannot open"));
 }
 

@@ -210,6 +210,14 @@ TEST_CASE("a broken line of the data is named with its file and number") {
               {data.string(), "no sample"});
 }
 
+TEST_CASE("a file that cannot be read ends a program that skips bad lines") {
+  const TemporaryFolder folder;
+  check_named(failure_of("prepare_hidden_states",
+                         capture_flags(folder / "store") +
+                             Arguments{"--data-path", "/proc/self/mem", "--skip-bad-lines"}),
+              {"cannot read /proc/self/mem"});
+}
+
 TEST_CASE("data without anything to train on are an error") {
   const TemporaryFolder folder;
   const auto data = folder / "data.jsonl";
@@ -356,6 +364,8 @@ TEST_CASE("drafts and prompts that cannot be evaluated are named") {
   check_named(failure({"--data-path", data}), {data.string() + ", line 2: "});
   put(data, "{\"text\": \"Hello?\"}\n");
   check_named(failure({"--data-path", data}), {data.string() + ", line 1: "});
+  put(data, "\n{\"conversations\": [{\"role\": \"user\", \"content\": [7]}]}\n");
+  check_named(failure({"--data-path", data}), {data.string() + ", line 2: "});
 
   const auto golden = std::filesystem::path(DFLASH_TEST_DATA) / "golden";
   check_named(failure({"--draft-model-path", golden / "generate_qwen3_k6_draft"}),

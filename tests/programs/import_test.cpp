@@ -78,4 +78,45 @@ TEST_CASE("files that do not belong together are refused in one sentence") {
   CHECK_FALSE(std::filesystem::exists(c.store));
 }
 
+TEST_CASE("tokens and last hidden states that are not the target's are refused") {
+  const Captured c;
+  const auto config = c.target / "config.json";
+  change_json(config, [](nlohmann::json& json) { json["vocab_size"] = 1; });
+  check_named(failure_of("import_hidden_states", c.flags()),
+              {"data_9.ckpt: token ", "is outside the target's vocabulary of 1"});
+  const Captured eagle;
+  std::filesystem::remove_all(eagle.files / "rows_0-2000");
+  std::filesystem::create_directories(eagle.files / "rows_0-2000");
+  eagle.add("ckpt_pr507/rows_2-4/data_3.ckpt", "data_1.ckpt");
+  change_json(eagle.target / "config.json", [](nlohmann::json& json) { json["hidden_size"] = 12; });
+  check_named(
+      failure_of("import_hidden_states", eagle.flags() + Arguments{"--target-layer-ids", "0", "1"}),
+      {"data_1.ckpt: last hidden states of 8 numbers", "a hidden size of 12"});
+}
+
+TEST_CASE("a store says the target's rotary fields and keeps its dtype, no narrower") {
+  const Captured c;
+  const auto stored = [&](auto change) {
+    std::filesystem::remove_all(c.store);
+    change_json(c.target / "config.json", [&](nlohmann::json& json) {
+      for (const char* field : {"dtype", "torch_dtype", "rope_theta", "rope_scaling"})
+        json.erase(field);
+      change(json);
+    });
+    succeed("import_hidden_states", c.flags() + Arguments{"--dtype", "target"});
+    return nlohmann::json::parse(content_of(c.store / "store.json"));
+  };
+  const auto f16 = stored([](nlohmann::json& json) {
+    json["torch_dtype"] = "float16";
+    json["rope_theta"] = 5e5;
+  });
+  CHECK(f16["dtype"] == "F32");
+  CHECK(f16["rope_parameters"]["rope_theta"] == 5e5);
+  CHECK(f16["rope_parameters"].size() == 1);
+  CHECK(stored([](nlohmann::json& json) { json["dtype"] = "bfloat16"; })["dtype"] == "BF16");
+  const auto unsaid = stored([](nlohmann::json&) {});
+  CHECK(unsaid["dtype"] == "BF16");  // as the embedding is
+  CHECK(unsaid["rope_parameters"].is_null());
+}
+
 }  // namespace import_test

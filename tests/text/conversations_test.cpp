@@ -132,6 +132,21 @@ TEST_CASE_FIXTURE(Fixture, "a broken line is told by file and line") {
   CHECK(mentions(error_of([&] { SampleReader reader(folder.path(), chat, {}); }), "folder"));
 }
 
+TEST_CASE_FIXTURE(Fixture, "the line behind one that is too long follows; a file that fails ends") {
+  put(file, "");
+  std::filesystem::resize_file(file, LineReader::longest + 1);
+  std::ofstream(file, std::ios::app) << "\nnext\n";
+  LineReader lines(file);
+  std::string line;
+  CHECK(error_of([&] { lines.next(line); }) == file.string() + ", line 1 is longer than 256 MiB");
+  CHECK(lines.next(line));
+  CHECK(line == "next");
+  CHECK(lines.number() == 2);
+  CHECK(!lines.next(line));
+  LineReader memory("/proc/self/mem");  // its first page is never there
+  CHECK_THROWS_AS(memory.next(line), ReadError);
+}
+
 TEST_CASE_FIXTURE(Fixture, "tools and other fields of a line reach the tokenizer's template") {
   put(file, R"({"id": "x", "conversations": [], "tools": "[{\"name\": \"f\"}]", "mood": "good"})");
   ConversationReader reader(file);

@@ -128,6 +128,44 @@ TEST_CASE("methods, filters and tests") {
         "TrueTrueTrueTrueTrueFalseTrue");
 }
 
+TEST_CASE("searches keep within their bounds, which count characters, from the end if negative") {
+  CHECK(
+      render("{{ 'h\u00e9ll\u00e9'.find('l', 3) }} {{ 'abcabc'.find('a', 1) }}"
+             " {{ 'abcabc'.find('c', 0, 2) }} {{ 'abcabc'.find('a', -3) }}"
+             " {{ 'abcabc'.rfind('a', none, -3) }} {{ 'abc'.find('', 3) }}"
+             " {{ 'abc'.find('', 4) }} {{ 'abcabc'.index('b', 2) }} {{ 'abc'.rindex('a', -9) }}") ==
+      "3 3 -1 3 0 3 -1 4 0");
+  CHECK(
+      render(
+          "{{ 'abc'.startswith('b', 1) }} {{ 'abc'.startswith('ab', 0, 1) }}"
+          " {{ '\u00e9\u00e9b'.endswith('\u00e9', 0, -1) }} {{ 'abc'.endswith(('x', 'b'), 0, 2) }}"
+          " {{ 'abc'.startswith('', 4) }}") == "True False True True False");
+  CHECK(render("{{ 'aXaXa'.count('a', 1) }} {{ 'aXaXa'.count('a', 1, -1) }}"
+               " {{ '\u00e9\u00e9'.count('', 1) }} {{ 'abc'.count('', 5) }}") == "2 1 2 0");
+  CHECK(render("{{ [1, 2, 1].index(1, 1) }} {{ [1, 2, 1].index(1, -2) }}"
+               " {{ [1, 2, 1].index(2, 0, 9) }}") == "2 2 1");
+  CHECK(mentions(complaint("{{ [1, 2, 1].index(1, 1, -1) }}"), "is not there"));
+  CHECK(mentions(complaint("{{ 'abc'.index('a', 1) }}"), "is not there"));
+  CHECK(mentions(complaint("{{ 'abc'.find('a', 'b') }}"), "where an integer is expected"));
+}
+
+TEST_CASE("text is filled up with one character") {
+  CHECK(render("{{ 'a'.ljust(3, '.') }}{{ 'a'.rjust(3, '\u00e9') }}{{ 'a'.center(4) }}|"
+               "{{ '-7'.zfill(4) }}") == "a..\u00e9\u00e9a a  |-007");
+  CHECK(mentions(complaint("{{ 'a'.ljust(5, 1) }}"), "the fill character is of type int"));
+  CHECK(mentions(complaint("{{ 'a'.rjust(5, [1]) }}"), "the fill character is of type list"));
+  CHECK(mentions(complaint("{{ 'a'.center(5, '') }}"), "is not one character"));
+  CHECK(mentions(complaint("{{ 'a'.center(0, 'ab') }}"), "is not one character"));
+}
+
+TEST_CASE("a '%' format takes a tuple as its values and anything else as one") {
+  CHECK(render("{{ '%s' % [3, 1, 2] }}{{ '%s' % ([3, 1],) }}{{ '%s-%s' | format(1, [2]) }}") ==
+        "[3, 1, 2][3, 1]1-[2]");
+  CHECK(render("{% set t = 1, 2 %}{{ '%s %s' % t }}{% for i in {'a': 1}.items() %}{{ '%s=%s' % i }}"
+               "{% endfor %}{{ '%s%s%s' % 'a-b'.partition('-') }}") == "1 2a=1a-b");
+  CHECK(mentions(complaint("{{ '%s %s' % [1, 2] }}"), "too few values"));
+}
+
 TEST_CASE("tojson is spaced as json.dumps does it and escapes nothing for HTML") {
   const Map v{
       {"v", Map{{"a", "<\u00e9>\n\"&"}, {"b", List{1, 2.5, true, jinja::None()}}, {"c", Map{}}}}};
@@ -186,6 +224,24 @@ TEST_CASE("templates that mean harm end with an error") {
   CHECK(mentions(complaint("{{ range(10 ** 9) | length }}"), "100000"));
   CHECK(mentions(complaint("{{ 'a' * 10 ** 12 }}"), "too long"));
   CHECK(mentions(complaint("{{ 'a' | center(10 ** 12) }}"), "too large"));
+  const std::string long_text = "{% set n = namespace(x='a' * 2 ** 24, l=['b'] * 2 ** 24) %}";
+  for (const std::string grown :
+       {"n.x ~ 1", "n.x + 'b'", "n.l + [1]", "n.l | join('b' * 9999)", "'-'.join(n.l)",
+        "n.x.replace('a', 'b' * 9999)", "n.x | replace('', 'b')", "'%s%s' % (n.x, n.x)",
+        "n.x | tojson", "('\\n' * 9999) | indent(9999, blank=true)"})
+    CHECK(mentions(complaint(long_text + "{% set y = " + grown + " %}"), "too long"));
+  CHECK(mentions(complaint("{% set n = namespace(x='a') %}{% for i in range(99) %}"
+                           "{% set n.x = [n.x, n.x] %}{% endfor %}{{ n.x }}"),
+                 "too long"));
+  const std::string many = "{% for i in range(1000) %}{% for j in range(200) %}";
+  CHECK(render("{% set n = namespace(x=1) %}" + many +
+               "{% set n.x = [[[[n.x]]]] %}{% endfor %}{% endfor %}") == "");
+  CHECK(render("{% set n = namespace(x=1) %}" + many +
+               "{% set n.x = {'a': [n.x]}.get %}{% endfor %}{% endfor %}") == "");
+  CHECK(render(
+            "{% set n = namespace(x=namespace()) %}{% set first = n.x %}{% for i in range(99999) %}"
+            "{% set new = namespace() %}{% set end = n.x %}{% set end.next = new %}"
+            "{% set n.x = new %}{% endfor %}") == "");
   const std::string loops = "{% for a in range(99999) %}{% for b in range(99999) %}";
   CHECK(mentions(complaint(loops + "{% endfor %}{% endfor %}"), "does not come to an end"));
 }

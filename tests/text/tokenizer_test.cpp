@@ -227,7 +227,7 @@ TEST_CASE_FIXTURE(Fixture, "files that hold no usable tokenizer are told by file
                  "\"added_tokens[0].content\""));
   CHECK(mentions(with([](Json& j) {
                    Json inner = j["pre_tokenizer"];
-                   for (int i = 0; i < 100; ++i)
+                   for (int i = 0; i < 50; ++i)
                      inner = {{"type", "Sequence"}, {"pretokenizers", {inner}}};
                    j["pre_tokenizer"] = inner;
                  }),

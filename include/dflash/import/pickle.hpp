@@ -94,7 +94,7 @@ class Pickle {
         return;
       }
       case 0x93: {  // STACK_GLOBAL
-        const std::string name = text_of(pop()), module = text_of(pop());
+        const std::string &name = name_of(pop()), &module = name_of(pop());
         push({.kind = Kind::global, .text = module + " " + name});
         return;
       }
@@ -208,8 +208,10 @@ class Pickle {
     for (char c = take<char>(); c != '\n'; c = take<char>()) text += c;
     return text;
   }
-  std::string text_of(const PickleNode* node) const {
+  /// Recalled texts may be long, and named often.
+  const std::string& name_of(const PickleNode* node) const {
     if (node->kind != Kind::text) bytes_.fail("its pickle names something that is no text");
+    if (node->text.size() > 256) bytes_.fail("its pickle has a name of more than 256 bytes");
     return node->text;
   }
 

@@ -17,12 +17,20 @@
 
 namespace dflash {
 
-/// A JSON file. Error naming the file, line and column of what is no JSON.
+/// No JSON of ours lies deeper; keeps a hostile file from exhausting the stack.
+inline constexpr int deepest_json = 200;
+
+/// A JSON file. Error naming the file, line and column of what is no JSON, or naming the file where
+/// it nests too deeply.
 inline nlohmann::json read_json(const std::filesystem::path& path) {
   const MappedFile file(path);
   const std::string_view text(reinterpret_cast<const char*>(file.data()), std::size_t(file.size()));
   try {
-    return nlohmann::json::parse(text);
+    return nlohmann::json::parse(
+        text, [&](int depth, nlohmann::json::parse_event_t, const nlohmann::json&) {
+          if (depth > deepest_json) throw Error(path.string() + " nests too deeply");
+          return true;
+        });
   } catch (const nlohmann::json::exception& error) {
     const auto* parse_error = dynamic_cast<const nlohmann::json::parse_error*>(&error);
     if (parse_error == nullptr)

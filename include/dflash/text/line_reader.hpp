@@ -12,6 +12,12 @@
 
 namespace dflash {
 
+/// A file that cannot be read on, where no later line can be had either.
+class ReadError : public Error {
+ public:
+  using Error::Error;
+};
+
 /// The lines of a text file, one after another; memory holds one of them. Errors name the path.
 class LineReader {
  public:
@@ -20,26 +26,26 @@ class LineReader {
     if (!file_) throw Error("cannot open " + path.string() + ": " + std::strerror(errno));
   }
 
-  /// False at the end. A last line without a newline counts.
+  /// False at the end. A last line without a newline counts. ReadError if the file cannot be read;
+  /// after another Error the next line follows.
   bool next(std::string& line) {
     line.clear();
-    while (true) {
-      if (at_ == size_ && !refill()) break;
+    std::size_t length = 0;
+    bool ended = false;
+    while (!ended && (at_ < size_ || refill())) {
       const char* begin = buffer_.data() + at_;
       const auto* end = static_cast<const char*>(std::memchr(begin, '\n', size_ - at_));
       const std::size_t taken = end != nullptr ? std::size_t(end - begin) : size_ - at_;
-      if (line.size() + taken > longest)
-        throw Error(path_.string() + ", line " + std::to_string(number_ + 1) + " is longer than " +
-                    std::to_string(longest >> 20) + " MiB");
-      line.append(begin, taken);
-      at_ += taken;
-      if (end == nullptr) continue;
-      ++at_;
-      ++number_;
-      return true;
+      length += taken;
+      if (length <= longest) line.append(begin, taken);
+      ended = end != nullptr;
+      at_ += taken + (ended ? 1 : 0);
     }
-    if (line.empty()) return false;
+    if (length == 0 && !ended) return false;
     ++number_;
+    if (length > longest)
+      throw Error(path_.string() + ", line " + std::to_string(number_) + " is longer than " +
+                  std::to_string(longest >> 20) + " MiB");
     return true;
   }
 
@@ -54,7 +60,7 @@ class LineReader {
     file_.read(buffer_.data(), std::streamsize(buffer_.size()));
     at_ = 0;
     size_ = std::size_t(file_.gcount());
-    if (file_.bad()) throw Error("cannot read " + path_.string() + ": " + std::strerror(errno));
+    if (file_.bad()) throw ReadError("cannot read " + path_.string() + ": " + std::strerror(errno));
     return size_ > 0;
   }
 

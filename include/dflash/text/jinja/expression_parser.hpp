@@ -15,7 +15,7 @@ class ExpressionParser {
  public:
   explicit ExpressionParser(TokenReader& tokens) : tokens_(tokens) {}
 
-  /// One expression, or several with commas between as a list. `with_if`: `a if b else c` counts.
+  /// One expression, or several with commas between as a tuple. `with_if`: `a if b else c` counts.
   ExpressionPointer several(bool with_if = true) {
     const int line = tokens_.line();
     ExpressionPointer first = with_if ? one() : either();
@@ -23,7 +23,7 @@ class ExpressionParser {
     std::vector<ExpressionPointer> items;
     items.push_back(std::move(first));
     while (tokens_.take_sign(",") && !ends_several()) items.push_back(with_if ? one() : either());
-    return std::make_unique<ListLiteral>(line, std::move(items));
+    return std::make_unique<ListLiteral>(line, std::move(items), true);
   }
 
   /// conditional: or-expression [if condition [else conditional]]
@@ -217,7 +217,7 @@ class ExpressionParser {
 
   ExpressionPointer parenthesis(int line) {
     if (tokens_.take_sign(")"))
-      return std::make_unique<ListLiteral>(line, std::vector<ExpressionPointer>());
+      return std::make_unique<ListLiteral>(line, std::vector<ExpressionPointer>(), true);
     ExpressionPointer value = several();
     tokens_.need_sign(")");
     return value;

@@ -71,13 +71,15 @@ struct Name : Expression {
 };
 
 struct ListLiteral : Expression {
-  ListLiteral(int line, std::vector<ExpressionPointer> i) : Expression(line), items(std::move(i)) {}
+  ListLiteral(int line, std::vector<ExpressionPointer> i, bool t = false)
+      : Expression(line), items(std::move(i)), is_tuple(t) {}
   Value evaluate(Frame& frame) const override {
     List out;
     for (const auto& one : items) out.push_back(one->value(frame));
-    return out;
+    return is_tuple ? Value::tuple(std::move(out)) : Value(std::move(out));
   }
   std::vector<ExpressionPointer> items;
+  bool is_tuple;
 };
 
 struct MapLiteral : Expression {
@@ -192,7 +194,7 @@ struct Binary : Expression {
     if (sign == '&') return truth(a) ? right->value(frame) : a;
     if (sign == '|') return truth(a) ? a : right->value(frame);
     const Value b = right->value(frame);
-    if (sign == '~') return text_of(a) + text_of(b);
+    if (sign == '~') return arithmetic('+', text_of(a), text_of(b));
     if (sign == '%' && a.is_string()) return percent_format(a.string(), b);
     return arithmetic(sign, a, b);
   }

@@ -2,6 +2,7 @@
 
 #include <charconv>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <string>
 #include <string_view>
@@ -14,6 +15,15 @@ namespace dflash::jinja {
 
 /// No value of a chat lies deeper; keeps a hostile one from exhausting the stack.
 inline constexpr int deepest_value = 200;
+
+/// Longest string or list that a template makes, so that a hostile one fails instead of filling the
+/// memory.
+inline constexpr std::size_t longest_value = std::size_t(1) << 24;
+
+/// Failure if a string or list of that size is too long.
+inline void limit_length(std::size_t size) {
+  if (size > longest_value) fail("a string or list is too long");
+}
 
 /// A number as Python writes it: 1.0, 0.1, 1e+16.
 inline std::string real_text(double x) {
@@ -97,6 +107,7 @@ inline std::string repr(const Value& value, int depth = 0) {
     for (const Value& item : value.list()) {
       if (out.size() > 1) out += ", ";
       out += repr(item, depth + 1);
+      limit_length(out.size());
     }
     return out + "]";
   }
@@ -105,6 +116,7 @@ inline std::string repr(const Value& value, int depth = 0) {
     for (const auto& [key, item] : value.map()) {
       if (out.size() > 1) out += ", ";
       out += python_quoted(key) + ": " + repr(item, depth + 1);
+      limit_length(out.size());
     }
     return out + "}";
   }
@@ -154,6 +166,7 @@ inline void append_json_string(std::string_view text, bool ascii, std::string& o
 
 inline void append_json(const Value& value, const JsonStyle& style, int depth, std::string& out) {
   if (depth > deepest_value) fail("a value is nested too deeply");
+  limit_length(out.size());
   const auto line = [&](int level) {
     if (style.indent >= 0) out += "\n" + std::string(std::size_t(style.indent * level), ' ');
   };
@@ -207,6 +220,7 @@ inline void append_json(const Value& value, const JsonStyle& style, int depth, s
 inline std::string json_text(const Value& value, const JsonStyle& style = {}) {
   std::string out;
   detail::append_json(value, style, 0, out);
+  limit_length(out.size());
   return out;
 }
 

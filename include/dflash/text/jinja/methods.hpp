@@ -21,12 +21,13 @@ Value strip_method(const Value& self, const Arguments& a) {
 
 template <bool at_start>
 Value affix_method(const Value& self, const Arguments& a) {
-  const std::string_view text = self.string();
   const Value& affix = a.need(0, "prefix");
+  const auto text =
+      searched_part(self.string(), a.get(1, "start", None()), a.get(2, "end", None()));
   for (const Value& one : affix.is_list() ? affix.list() : List{affix}) {
     const std::string& part =
         string_of(one, at_start ? "the argument of startswith" : "the argument of endswith");
-    if (at_start ? text.starts_with(part) : text.ends_with(part)) return true;
+    if (text && (at_start ? text->starts_with(part) : text->ends_with(part))) return true;
   }
   return false;
 }
@@ -40,8 +41,13 @@ Value split_method(const Value& self, const Arguments& a) {
 template <bool from_right, bool must_exist>
 Value search_method(const Value& self, const Arguments& a) {
   const std::string& part = string_of(a.need(0, "sub"), "the argument of find");
-  const std::size_t at = from_right ? self.string().rfind(part) : self.string().find(part);
-  if (at != std::string::npos) return character_index(self.string(), at);
+  const std::string& all = self.string();
+  const auto text = searched_part(all, a.get(1, "start", None()), a.get(2, "end", None()));
+  const std::size_t at = !text        ? std::string::npos
+                         : from_right ? text->rfind(part)
+                                      : text->find(part);
+  if (at != std::string::npos)
+    return character_index(all, std::size_t(text->data() - all.data()) + at);
   if (must_exist) fail("the text that index() looks for is not there");
   return -1;
 }
@@ -52,8 +58,9 @@ Value partition_method(const Value& self, const Arguments& a) {
   const std::string& by = string_of(a.need(0, "sep"), "the separator of partition");
   if (by.empty()) fail("the separator of partition is empty");
   const std::size_t at = from_right ? text.rfind(by) : text.find(by);
-  if (at == std::string::npos) return from_right ? List{"", "", text} : List{text, "", ""};
-  return List{text.substr(0, at), by, text.substr(at + by.size())};
+  if (at == std::string::npos)
+    return Value::tuple(from_right ? List{"", "", text} : List{text, "", ""});
+  return Value::tuple({text.substr(0, at), by, text.substr(at + by.size())});
 }
 
 template <bool (*test)(char32_t)>
@@ -78,11 +85,14 @@ Value is_case(const Value& self, const Arguments&) {
 template <int side>  // -1: text left, 0: middle, 1: text right
 Value justify_method(const Value& self, const Arguments& a) {
   const auto width = integer_of(a.need(0, "width"), "the width");
+  const Value fill = a.get(1, "fillchar", " ");
+  const std::string& character = string_of(fill, "the fill character");
+  if (character_index(character, character.size()) != 1)
+    fail("the fill character is not one character");
   const auto missing = width - std::int64_t(length_of(self));
   if (missing <= 0) return self;
   if (std::size_t(missing) > longest_value) fail("a width is too large");
   const auto left = side < 0 ? 0 : side > 0 ? missing : missing / 2 + (missing & width & 1);
-  const Value fill = a.get(1, "fillchar", " ");
   return repeated(fill, left).string() + self.string() + repeated(fill, missing - left).string();
 }
 
@@ -129,7 +139,10 @@ inline const Methods& string_methods() {
        }},
       {"count",
        [](const Value& self, const Arguments& a) -> Value {
-         return count_of(self.string(), string_of(a.need(0, "sub"), "the argument of count"));
+         const std::string& part = string_of(a.need(0, "sub"), "the argument of count");
+         const auto text =
+             searched_part(self.string(), a.get(1, "start", None()), a.get(2, "end", None()));
+         return text ? count_of(*text, part) : 0;
        }},
       {"splitlines",
        [](const Value& self, const Arguments& a) -> Value {
@@ -154,6 +167,7 @@ inline const Methods& string_methods() {
          for (const Value& item : items_of(a.need(0, "iterable"))) {
            if (!std::exchange(first, false)) out += self.string();
            out += string_of(item, "an item of join");
+           limit_length(out.size());
          }
          return out;
        }},
@@ -188,7 +202,7 @@ inline const Methods& map_methods() {
       {"items",
        [](const Value& self, const Arguments&) -> Value {
          List out;
-         for (const auto& [key, value] : self.map()) out.push_back(List{key, value});
+         for (const auto& [key, value] : self.map()) out.push_back(Value::tuple({key, value}));
          return out;
        }},
       {"copy", [](const Value& self, const Arguments&) { return self; }},
@@ -206,8 +220,11 @@ inline const Methods& list_methods() {
        }},
       {"index",
        [](const Value& self, const Arguments& a) -> Value {
-         for (std::size_t i = 0; i < self.list().size(); ++i)
-           if (equal(self.list()[i], a.need(0, "value"))) return i;
+         const auto size = std::int64_t(self.list().size());
+         const std::int64_t first = search_bound(a.get(1, "start", None()), size, 0),
+                            last = search_bound(a.get(2, "stop", None()), size, size);
+         for (std::int64_t i = first; i < std::min(last, size); ++i)
+           if (equal(self.list()[std::size_t(i)], a.need(0, "value"))) return i;
          fail("the value that index() looks for is not there");
        }},
       {"copy", [](const Value& self, const Arguments&) { return self; }},

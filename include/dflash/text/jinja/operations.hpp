@@ -12,10 +12,6 @@
 
 namespace dflash::jinja {
 
-/// Longest string or list that multiplication or range() makes, so that a hostile template fails
-/// instead of filling the memory.
-inline constexpr std::size_t longest_value = std::size_t(1) << 24;
-
 /// Python's ==.
 inline bool equal(const Value& a, const Value& b, int depth = 0) {
   if (depth > deepest_value) fail("a value is nested too deeply");
@@ -200,8 +196,12 @@ inline Value arithmetic(char op, const Value& a, const Value& b) {
   if (a.is_undefined()) fail(a.undefined());
   if (b.is_undefined()) fail(b.undefined());
   if (a.is_number() && b.is_number()) return detail::number_operation(op, a, b);
-  if (op == '+' && a.is_string() && b.is_string()) return a.string() + b.string();
+  if (op == '+' && a.is_string() && b.is_string()) {
+    limit_length(a.string().size() + b.string().size());
+    return a.string() + b.string();
+  }
   if (op == '+' && a.is_list() && b.is_list()) {
+    limit_length(a.list().size() + b.list().size());
     List out = a.list();
     out.insert(out.end(), b.list().begin(), b.list().end());
     return out;

@@ -75,7 +75,7 @@ inline Value filter_sort(const Value& v, const Arguments& a) {
 inline Value filter_dictsort(const Value& v, const Arguments& a) {
   if (!v.is_map()) fail("dictsort of a value of type " + type_name(v));
   List pairs;
-  for (const auto& [key, value] : v.map()) pairs.push_back(List{key, value});
+  for (const auto& [key, value] : v.map()) pairs.push_back(Value::tuple({key, value}));
   const Value by = equal(a.get(1, "by", "key"), "value") ? 1 : 0;
   return filter_sort(pairs,
                      {{a.get(2, "reverse", false), a.get(0, "case_sensitive", false), by}, {}});
@@ -124,6 +124,7 @@ inline Value filter_join(const Value& v, const Arguments& a) {
   for (const Value& one : items_of(v)) {
     if (!std::exchange(first, false)) out += between;
     out += text_of(path.is_none() ? one : follow(one, path));
+    limit_length(out.size());
   }
   return out;
 }

@@ -244,7 +244,7 @@ struct MacroDefinition {
           rest.set(key, value);
       }
       names.names.set("kwargs", std::move(rest));
-      names.names.set("varargs", detail::behind(a, parameters.size()).positional);
+      names.names.set("varargs", Value::tuple(detail::behind(a, parameters.size()).positional));
       return body.text(inside);
     });
   }

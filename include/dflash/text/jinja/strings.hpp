@@ -1,6 +1,8 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -77,6 +79,7 @@ inline std::string replaced(std::string_view text, std::string_view from, std::s
     const std::size_t found = text.find(from, at);
     if (found == text.npos) break;
     out.append(text, at, found - at).append(to);
+    limit_length(out.size());
     at = found + from.size();
     if (!from.empty()) continue;
     if (at >= text.size()) return out;  // an empty text stands before each character and at the end
@@ -154,6 +157,33 @@ inline std::int64_t character_index(std::string_view text, std::size_t bytes) {
   return n;
 }
 
+/// Number of bytes in the first `characters` characters.
+inline std::size_t byte_index(std::string_view text, std::int64_t characters) {
+  std::size_t at = 0;
+  for (; at < text.size() && characters > 0; --characters) at += code_point_at(text, at).size;
+  return at;
+}
+
+/// A bound as str.find and list.index take it: from the end of `size` if negative, the fallback if
+/// none.
+inline std::int64_t search_bound(const Value& given, std::int64_t size, std::int64_t fallback) {
+  if (given.is_none()) return fallback;
+  const std::int64_t at = integer_of(given, "the bound of a search");
+  return at < 0 ? std::max<std::int64_t>(at + size, 0) : at;
+}
+
+/// text[start:stop] of those bounds, in characters; nothing if it would begin behind its end.
+inline std::optional<std::string_view> searched_part(std::string_view text, const Value& start,
+                                                     const Value& stop) {
+  if (start.is_none() && stop.is_none()) return text;
+  const std::int64_t size = character_index(text, text.size());
+  const std::int64_t first = search_bound(start, size, 0),
+                     last = std::min(search_bound(stop, size, size), size);
+  if (first > last) return std::nullopt;
+  const std::size_t begin = byte_index(text, first);
+  return text.substr(begin, byte_index(text, last) - begin);
+}
+
 /// Number of times that `part` stands in `text` without overlap.
 inline std::int64_t count_of(std::string_view text, std::string_view part) {
   if (part.empty()) return character_index(text, text.size()) + 1;
@@ -163,9 +193,10 @@ inline std::int64_t count_of(std::string_view text, std::string_view part) {
   return n;
 }
 
-/// `format % values` with %s, %r, %d, %i, %f, %x and %%, widths and precisions.
+/// `format % values` with %s, %r, %d, %i, %f, %x and %%, widths and precisions; only a tuple is
+/// several values.
 inline std::string percent_format(std::string_view format, const Value& values) {
-  const List all = values.is_list() ? values.list() : List{values};
+  const List all = values.is_tuple() ? values.list() : List{values};
   std::string out;
   std::size_t used = 0;
   for (std::size_t at = 0; at < format.size(); ++at) {
@@ -196,6 +227,7 @@ inline std::string percent_format(std::string_view format, const Value& values) 
       const auto size = int(character_index(text, text.size()));
       const std::string space(std::size_t(std::max(0, std::abs(width) - size)), ' ');
       out += width < 0 ? text + space : space + text;
+      limit_length(out.size());
       continue;
     }
     const bool whole = kind == 'd' || kind == 'i' || kind == 'x' || kind == 'X';

@@ -23,6 +23,7 @@ inline Value filter_indent(const Value& v, const Arguments& a) {
     if (!is_first) out += "\n";
     if (is_first ? first : blank || !line.string().empty()) out += space;
     out += line.string();
+    limit_length(out.size());
     is_first = false;
   }
   return out;
@@ -123,7 +124,7 @@ inline const std::unordered_map<std::string_view, Filter>& text_filters() {
       {"wordcount", filter_wordcount},
       {"format",
        [](const Value& v, const Arguments& a) -> Value {
-         return percent_format(text_of(v), List(a.positional));
+         return percent_format(text_of(v), Value::tuple(a.positional));
        }},
   };
   return all;

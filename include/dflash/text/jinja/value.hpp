@@ -45,9 +45,11 @@ class Value {
   Value(std::string s) : Value(Kind::string, std::make_shared<const std::string>(std::move(s))) {}
   Value(std::string_view s) : Value(std::string(s)) {}
   Value(const char* s) : Value(std::string(s)) {}
-  Value(List l) : Value(Kind::list, std::make_shared<const List>(std::move(l))) {}
+  Value(List l);
   Value(Map m);
-  Value(Function f) : Value(Kind::function, std::make_shared<const Function>(std::move(f))) {}
+  Value(Function f);
+  /// A list that `%` takes as several values.
+  static Value tuple(List items);
   /// An object with attributes that templates may set, such as a namespace.
   static Value object(Map attributes);
 
@@ -59,6 +61,7 @@ class Value {
   bool is_number() const { return is_boolean() || is_integer() || is_real(); }
   bool is_string() const { return kind_ == Kind::string; }
   bool is_list() const { return kind_ == Kind::list; }
+  bool is_tuple() const { return is_list() && whole_ != 0; }
   bool is_map() const { return kind_ == Kind::map; }
   bool is_object() const { return kind_ == Kind::object; }
   bool is_function() const { return kind_ == Kind::function; }
@@ -132,9 +135,51 @@ class Map {
   std::vector<Entry> entries_;
 };
 
-inline Value::Value(Map m) : Value(Kind::map, std::make_shared<const Map>(std::move(m))) {}
+namespace detail {
+
+/// What is to be freed, and how.
+struct Freed {
+  const void* what;
+  void (*free)(const void*);
+};
+inline thread_local std::vector<Freed>* to_be_freed = nullptr;
+
+/// Frees what a value holds, and the values in it one after another: they may be nested more deeply
+/// than the stack is.
+template <class T>
+void free_in_turn(T* what) {
+  const Freed freed{what, [](const void* contents) { delete static_cast<const T*>(contents); }};
+  if (to_be_freed != nullptr) {
+    to_be_freed->push_back(freed);
+    return;
+  }
+  std::vector<Freed> all{freed};
+  to_be_freed = &all;
+  while (!all.empty()) {
+    const Freed next = all.back();
+    all.pop_back();
+    next.free(next.what);
+  }
+  to_be_freed = nullptr;
+}
+
+template <class T>
+std::shared_ptr<T> freed_in_turn(T contents) {
+  return {new T(std::move(contents)), free_in_turn<T>};
+}
+
+}  // namespace detail
+
+inline Value::Value(List l) : Value(Kind::list, detail::freed_in_turn(std::move(l))) {}
+inline Value::Value(Map m) : Value(Kind::map, detail::freed_in_turn(std::move(m))) {}
+inline Value::Value(Function f) : Value(Kind::function, detail::freed_in_turn(std::move(f))) {}
 inline Value Value::object(Map attributes) {
-  return {Kind::object, std::make_shared<Map>(std::move(attributes))};
+  return {Kind::object, detail::freed_in_turn(std::move(attributes))};
+}
+inline Value Value::tuple(List items) {
+  Value value(std::move(items));
+  value.whole_ = 1;
+  return value;
 }
 
 /// What a function, filter or test is called with.
