@@ -107,7 +107,7 @@ inline StoreDescription read_store_description(const std::filesystem::path& path
   const auto dtype = dtype_named(name);
   if (!dtype) fail_field(path, "dtype", in_quotes(name), "\"BF16\", \"F32\" or \"F8_E4M3\"");
   d.dtype = *dtype;
-  d.precision = optional<std::string>(json, "precision", path, d.precision);
+  read("precision", d.precision);
   d.rope_parameters = optional<nlohmann::json>(json, "rope_parameters", path);
   read("tokenizer_fingerprint", d.tokenizer_fingerprint);
   read("block_size", d.block_size);
