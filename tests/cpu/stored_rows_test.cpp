@@ -30,63 +30,66 @@ const Shape shapes[] = {{1, 1, 1},    {3, 5, 7},     {17, 33, 64},   {5, 40, 103
                         {64, 96, 32}, {70, 100, 50}, {40, 64, 1024}, {0, 4, 3},
                         {5, 6, 0},    {3, 20, 5000}, {9, 37, 5001}};
 
-TEST_CASE("products with rows in bfloat16 have the bits of those with their values in float") {
+/// f(backend, n, o, k) for every way to compute a product, and every shape.
+template <class F>
+void each_product(F f) {
   for (const auto& [path, precision] : ways<float>())
     for (const auto& [n, o, k] : shapes) {
       CAPTURE(name_of(path));
       CAPTURE(name_of(precision));
       CAPTURE(n);
       CpuBackend<float> backend(2, path, precision);
-      const auto x = as_factor(random<float>(n * k, 10), CpuPrecision::bf16),
-                 dy = as_factor(random<float>(n * o, 12), CpuPrecision::bf16),
-                 w = random<float>(o * k, 11);
-      const auto stored_x = in_bfloat16(x), stored_dy = in_bfloat16(dy);
-      const auto rows = [&](const auto& values, index_t columns) {
-        return InRows<float>(matrix(values, n, columns));
-      };
-      std::vector<float> y(at(n * o)), y_stored(at(n * o), 9.0f);
-      linear(backend, rows(x, k), matrix(w, o, k), matrix(y, n, o));
-      linear(backend, rows(stored_x, k), matrix(w, o, k), matrix(y_stored, n, o));
-      CHECK(same_bits(y, y_stored));
-      for (const Result result : {Result::written, Result::added}) {
-        std::vector<float> dx(at(n * k), 3.0f), dx_stored = dx;
-        linear_backward_input(backend, rows(dy, o), matrix(w, o, k), matrix(dx, n, k), result);
-        linear_backward_input(backend, rows(stored_dy, o), matrix(w, o, k), matrix(dx_stored, n, k),
-                              result);
-        CHECK(same_bits(dx, dx_stored));
-        const auto dw_of = [&](InRows<float> from_dy, InRows<float> from_x) {
-          std::vector<float> dw(at(o * k), 3.0f);
-          linear_backward_weight(backend, from_dy, from_x, matrix(dw, o, k), result);
-          return dw;
-        };
-        const auto dw = dw_of(rows(dy, o), rows(x, k));
-        CHECK(same_bits(dw, dw_of(rows(dy, o), rows(stored_x, k))));
-        CHECK(same_bits(dw, dw_of(rows(stored_dy, o), rows(x, k))));
-        CHECK(same_bits(dw, dw_of(rows(stored_dy, o), rows(stored_x, k))));
-      }
+      f(backend, n, o, k);
     }
 }
 
-TEST_CASE("so have products with frozen weights, in float, in bfloat16 and in int8") {
-  for (const auto& [path, precision] : ways<float>())
-    for (const auto& [n, o, k] : shapes) {
-      CAPTURE(name_of(path));
-      CAPTURE(name_of(precision));
-      CAPTURE(n);
-      CpuBackend<float> backend(2, path, precision);
-      const auto x = as_factor(random<float>(n * k, 13), CpuPrecision::bf16),
-                 w = random<float>(o * k, 14);
-      const auto stored_x = in_bfloat16(x), stored_w = in_bfloat16(w);
-      const CpuBackend<float>::FrozenMatrix all_frozen[] = {freeze(backend, matrix(w, o, k)),
-                                                            freeze(backend, matrix(stored_w, o, k)),
-                                                            freeze_int8(backend, matrix(w, o, k))};
-      for (const auto& frozen : all_frozen) {
-        std::vector<float> y(at(n * o)), y_stored(at(n * o), 9.0f);
-        linear(backend, matrix(x, n, k), frozen, matrix(y, n, o));
-        linear(backend, matrix(stored_x, n, k), frozen, matrix(y_stored, n, o));
-        CHECK(same_bits(y, y_stored));
-      }
+TEST_CASE("products with rows in bfloat16 have the bits of those with their values in float") {
+  each_product([](CpuBackend<float>& backend, index_t n, index_t o, index_t k) {
+    const auto x = as_factor(random<float>(n * k, 10), CpuPrecision::bf16),
+               dy = as_factor(random<float>(n * o, 12), CpuPrecision::bf16),
+               w = random<float>(o * k, 11);
+    const auto stored_x = in_bfloat16(x), stored_dy = in_bfloat16(dy);
+    const auto rows = [&](const auto& values, index_t columns) {
+      return InRows<float>(matrix(values, n, columns));
+    };
+    std::vector<float> y(at(n * o)), y_stored(at(n * o), 9.0f);
+    linear(backend, rows(x, k), matrix(w, o, k), matrix(y, n, o));
+    linear(backend, rows(stored_x, k), matrix(w, o, k), matrix(y_stored, n, o));
+    CHECK(same_bits(y, y_stored));
+    for (const Result result : {Result::written, Result::added}) {
+      std::vector<float> dx(at(n * k), 3.0f), dx_stored = dx;
+      linear_backward_input(backend, rows(dy, o), matrix(w, o, k), matrix(dx, n, k), result);
+      linear_backward_input(backend, rows(stored_dy, o), matrix(w, o, k), matrix(dx_stored, n, k),
+                            result);
+      CHECK(same_bits(dx, dx_stored));
+      const auto dw_of = [&](InRows<float> from_dy, InRows<float> from_x) {
+        std::vector<float> dw(at(o * k), 3.0f);
+        linear_backward_weight(backend, from_dy, from_x, matrix(dw, o, k), result);
+        return dw;
+      };
+      const auto dw = dw_of(rows(dy, o), rows(x, k));
+      CHECK(same_bits(dw, dw_of(rows(dy, o), rows(stored_x, k))));
+      CHECK(same_bits(dw, dw_of(rows(stored_dy, o), rows(x, k))));
+      CHECK(same_bits(dw, dw_of(rows(stored_dy, o), rows(stored_x, k))));
     }
+  });
+}
+
+TEST_CASE("so have products with frozen weights, in float, in bfloat16 and in int8") {
+  each_product([](CpuBackend<float>& backend, index_t n, index_t o, index_t k) {
+    const auto x = as_factor(random<float>(n * k, 13), CpuPrecision::bf16),
+               w = random<float>(o * k, 14);
+    const auto stored_x = in_bfloat16(x), stored_w = in_bfloat16(w);
+    const CpuBackend<float>::FrozenMatrix all_frozen[] = {freeze(backend, matrix(w, o, k)),
+                                                          freeze(backend, matrix(stored_w, o, k)),
+                                                          freeze_int8(backend, matrix(w, o, k))};
+    for (const auto& frozen : all_frozen) {
+      std::vector<float> y(at(n * o)), y_stored(at(n * o), 9.0f);
+      linear(backend, matrix(x, n, k), frozen, matrix(y, n, o));
+      linear(backend, matrix(stored_x, n, k), frozen, matrix(y_stored, n, o));
+      CHECK(same_bits(y, y_stored));
+    }
+  });
 }
 
 TEST_CASE("rms norm and swiglu write their values in float, rounded, to rows in bfloat16") {
