@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Compiles every CUDA header alone, and every kernel, without a warning.
+# Compiles every CUDA header alone, the CPU's backend as sources of nvcc may use it beside the GPU's,
+# and every kernel, without a warning.
 #   tests/cuda/nvcc.sh 90a [80 100 ...]      architectures
 #   tests/cuda/nvcc.sh --kernels 90a         only the kernels, and prints what each needs
 # The last line is "N compiled, N failed".
@@ -13,7 +14,8 @@ trap 'rm -rf "$work"' EXIT
 compile() { # architecture, source, further options
   local arch=$1 source=$2
   shift 2
-  "$nvcc" -std=c++20 -Iinclude -Werror all-warnings -Xcompiler=-Wall,-Wextra,-Werror \
+  # The CPU's headers have pragmas that are none of nvcc's (1675).
+  "$nvcc" -std=c++20 -Iinclude -isystem /usr/include/eigen3 -diag-suppress=1675 -Werror all-warnings -Xcompiler=-Wall,-Wextra,-Werror \
     -gencode="arch=compute_$arch,code=sm_$arch" "$@" -c "$source" -o "$source.$arch.o"
 }
 alone() { # header, architecture
@@ -43,7 +45,7 @@ for arch in "$@"; do
   compile "$arch" "$work/kernels.cu" -O3 -Xptxas -v >"$work/log" 2>&1 &
   kernels=$!  # the longest of all: beside the headers
   if ! $kernels_only; then
-    headers=$(cd include && find dflash -path '*cuda*' \( -name '*.cuh' -o -path 'dflash/cuda/*.hpp' \) | sort)
+    headers=dflash/cpu.hpp$'\n'$(cd include && find dflash -path '*cuda*' \( -name '*.cuh' -o -path 'dflash/cuda/*.hpp' \) | sort)
     [ -e "$(dirname "$nvcc")/../include/nccl.h" ] &&
       headers+=$'\n'$(cd include && find dflash -path 'dflash/nccl*' -name '*.hpp' | sort)
     bad=$(echo "$headers" | xargs -P "$(nproc)" -I{} bash -c "alone {} $arch" | tee /dev/stderr | grep -c '^FAILED')

@@ -123,9 +123,11 @@ void check_attention(In<T, 3> q, const KeyValue<const T>& kv, const AttentionRul
   expects(kv.v_context.size() == kv.k_context.size() && kv.v_block.size() == kv.k_block.size(),
           "attention: k and v must be as large");
   const index_t heads = q.shape[1] > 0 ? rule.heads.kv(q.shape[1] - 1) + 1 : 0;
-  for (const In<T, 3>& k : {kv.k_context, kv.k_block})
-    expects(k.size() == 0 || (k.shape[1] >= heads && k.shape[2] == q.shape[2]),
-            "attention: keys and values must have the heads that queries need, of their size");
+  const auto fits = [&](In<T, 3> k) {
+    return k.size() == 0 || (k.shape[1] >= heads && k.shape[2] == q.shape[2]);
+  };
+  expects(fits(kv.k_context) && fits(kv.k_block),
+          "attention: keys and values must have the heads that queries need, of their size");
   for (index_t n = 0; n < mask.blocks(); ++n) {
     // A block's first row sees all of the context that any of its rows does.
     const Range context = mask.context(n, 0), own = mask.own(n, mask.block_size - 1);

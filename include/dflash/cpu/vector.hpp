@@ -1,7 +1,5 @@
 #pragma once
 
-#include <utility>
-
 #include "dflash/core/config.hpp"
 
 namespace dflash::detail {
@@ -20,19 +18,12 @@ template <class V>
 using HalfOf = Vector<typename V::Element, V::lanes / 2 * sizeof(typename V::Element)>;
 
 /// The first half of a vector's lanes and the second.
-template <class V, int... I>
-[[gnu::always_inline]] inline void halve(const typename V::Register& both,
-                                         typename HalfOf<V>::Register& low,
-                                         typename HalfOf<V>::Register& high,
-                                         std::integer_sequence<int, I...>) {
-  low = __builtin_shufflevector(both, both, I...);
-  high = __builtin_shufflevector(both, both, I + V::lanes / 2 ...);
-}
 template <class V>
 [[gnu::always_inline]] inline void halve(const typename V::Register& both,
                                          typename HalfOf<V>::Register& low,
                                          typename HalfOf<V>::Register& high) {
-  halve<V>(both, low, high, std::make_integer_sequence<int, V::lanes / 2>());
+  const auto* halves = (const typename HalfOf<V>::Memory*)&both;
+  low = halves[0], high = halves[1];
 }
 
 /// Lanes of a vector that begin at x; those from n on are zero.
