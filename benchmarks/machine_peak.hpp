@@ -63,6 +63,26 @@ namespace detail {
   for (auto& s : sum) *out += _mm512_cvtss_f32(s);
   return double(rounds) * 16 * 32;
 }
+/// In AMX's matrix registers: four sums of two factors and two.
+inline double multiply_add_amx(index_t rounds, float* out) {
+  using Registers = dflash::detail::AmxRegisters;
+  const dflash::detail::bfloat16_pair factor[16 * 16] = {};
+  float sum[16 * 16];
+  Registers::begin();
+  Registers::zero<0>(), Registers::zero<1>(), Registers::zero<2>(), Registers::zero<3>();
+  Registers::load<4>(factor, 16), Registers::load<5>(factor, 16);
+  Registers::load<6>(factor, 16), Registers::load<7>(factor, 16);
+  for (index_t i = 0; i < rounds; ++i) {
+    Registers::multiply<0, 4, 6>();
+    Registers::multiply<1, 4, 7>();
+    Registers::multiply<2, 5, 6>();
+    Registers::multiply<3, 5, 7>();
+  }
+  Registers::store<0>(sum, 16);
+  Registers::end();
+  *out += sum[0];
+  return double(rounds) * 4 * (16 * 16 * 32);
+}
 #endif
 inline double multiply_add_portable(index_t rounds, float* out) {
   using V = dflash::detail::Vector<float, 16>::Register;
@@ -86,7 +106,10 @@ inline double peak_flops(dflash::CpuBackend<float>& backend, bool bf16 = false) 
     backend.parallel_for(backend.threads(), index_t(1) << 40, [&](index_t i, int) {
       float* const to = &out[std::size_t(i) * 16];
 #if defined(__x86_64__)
-      if (bf16 && backend.path() >= dflash::CpuPath::avx512 && __builtin_cpu_supports("avx512bf16"))
+      if (bf16 && backend.path() == dflash::CpuPath::amx)
+        each = detail::multiply_add_amx(rounds / 8, to);
+      else if (bf16 && backend.path() >= dflash::CpuPath::avx512 &&
+               __builtin_cpu_supports("avx512bf16"))
         each = detail::multiply_add_avx512_bf16(rounds, to);
       else if (backend.path() >= dflash::CpuPath::avx512)
         each = detail::multiply_add_avx512(rounds, to);

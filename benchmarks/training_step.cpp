@@ -59,7 +59,8 @@ nlohmann::json report(const Options& options, const std::vector<Measured>& steps
 }
 
 void print_table(B& backend, const Trainer& trainer, const nlohmann::json& r, index_t parameters) {
-  const double peak = peak_flops(backend), bandwidth = peak_bandwidth(backend);
+  const double peak = peak_flops(backend, backend.precision() == CpuPrecision::bf16),
+               bandwidth = peak_bandwidth(backend);
   const TrainingOperations operations = trainer.operations();
   std::printf("%s, %d threads, %s: peak %.0f GFLOP/s, %.1f GB/s\n",
               r["shape"].get<std::string>().c_str(), backend.threads(),

@@ -331,7 +331,7 @@ int main(int count, char** arguments) {
     const std::string flag = arguments[i];
     const auto value = [&] { return i + 1 < count ? std::atof(arguments[++i]) : 0.0; };
     if (flag == "--steps")
-      steps = int(value());
+      steps = std::max(1, int(value()));
     else if (flag == "--layers")
       layers = index_t(value());
     else if (flag == "--head-rows")

@@ -73,9 +73,11 @@ TEST_CASE_TEMPLATE("a part says what its logits are", T, float, double) {
       CHECK(std::abs(double(part.top) - *top) < tolerance * 10);
       double sum = 0;
       std::vector<double> gradient(at(head.width));
+      const index_t label = head.label[at(n)] - range.begin;
       for (std::size_t v = 0; v < logit.size(); ++v) {
         const double e = std::exp(logit[v] - *top);
         sum += e;
+        if (index_t(v) == label) continue;
         for (std::size_t c = 0; c < gradient.size(); ++c)
           gradient[c] += e * double(head.w[(v + 600) * gradient.size() + c]);
       }
@@ -83,7 +85,6 @@ TEST_CASE_TEMPLATE("a part says what its logits are", T, float, double) {
       for (std::size_t c = 0; c < gradient.size(); ++c)
         CHECK(std::abs(double(dx[at(n) * gradient.size() + c]) - gradient[c]) <
               tolerance * 10 * sum);
-      const index_t label = head.label[at(n)] - range.begin;
       if (label >= 0 && label < range.size())
         CHECK(std::abs(double(part.label_logit) - logit[at(label)]) < tolerance * 10);
       else
@@ -107,17 +108,18 @@ TEST_CASE_TEMPLATE("parts of the vocabulary join to the whole", T, float, double
   for (std::size_t p = 0; p < 4; ++p) parts.push_back(head.run(backend, ranges[p], gradients[p]));
   std::vector<T> sum(head.x.size());
   for (std::size_t p = 0; p < 4; ++p) {
-    std::vector<T> scale;
+    std::vector<T> scale, label_share;
     for (std::size_t n = 0; n < parts[0].size(); ++n) {
       double top = -INFINITY, all = 0;
       for (const auto& part : parts) top = std::max(top, double(part[n].top));
       for (const auto& part : parts)
         all += double(part[n].sum) * std::exp(double(part[n].top) - top);
       scale.push_back(T(std::exp(double(parts[p][n].top) - top) / all));
+      label_share.push_back(T(std::expm1(-double(nll[n]))));
     }
     const auto labels = head.labels_from(ranges[p].begin);
     linear_cross_entropy_merge(backend, head.words_of(ranges[p]), flat(labels),
-                               flat(std::as_const(scale)),
+                               flat(std::as_const(scale)), flat(std::as_const(label_share)),
                                matrix(gradients[p], head.rows, head.width));
     for (std::size_t i = 0; i < sum.size(); ++i) sum[i] += gradients[p][i];
   }
@@ -132,7 +134,8 @@ TEST_CASE("a part in bfloat16 gives the bits of its values in float") {
   const auto labels = head.labels_from(range.begin);
   const auto words = StoredRows<const float>(matrix(stored, head.words, head.width)).rows(range);
   CpuBackend<float> backend;
-  std::vector<float> wide, narrow(head.x.size()), scale(at(head.rows), 0.25f);
+  std::vector<float> wide, narrow(head.x.size()), scale(at(head.rows), 0.25f),
+      label_share(at(head.rows), -0.75f);
   const auto expected = head.run(backend, range, wide);
   Parts<float> parts(expected.size());
   linear_cross_entropy_part(backend, matrix(head.x, head.rows, head.width), words, flat(labels),
@@ -140,8 +143,10 @@ TEST_CASE("a part in bfloat16 gives the bits of its values in float") {
   CHECK(same_bits(narrow, wide));
   for (std::size_t n = 0; n < parts.size(); ++n) CHECK(parts[n].sum == expected[n].sum);
   linear_cross_entropy_merge(backend, head.words_of(range), flat(labels),
-                             flat(std::as_const(scale)), matrix(wide, head.rows, head.width));
+                             flat(std::as_const(scale)), flat(std::as_const(label_share)),
+                             matrix(wide, head.rows, head.width));
   linear_cross_entropy_merge(backend, words, flat(labels), flat(std::as_const(scale)),
+                             flat(std::as_const(label_share)),
                              matrix(narrow, head.rows, head.width));
   CHECK(same_bits(narrow, wide));
 }

@@ -228,4 +228,21 @@ TEST_CASE("attention by warps and by Hopper's groups of warps is that of the CPU
       }
 }
 
+TEST_CASE("a rank without heads has nothing to do") {
+  CudaBackend<bfloat16> backend;
+  const index_t rows = 16, context = 40;
+  Tensor<CudaBackend<bfloat16>, bfloat16, 3> q(backend, {rows, 0, 64}), own(backend, {rows, 0, 64}),
+      before(backend, {context, 0, 64});
+  Tensor<CudaBackend<bfloat16>, float, 2> lse(backend, {rows, 0});
+  const index_t limits[] = {0, context};
+  const auto begin = uploaded(backend, limits, 1), end = uploaded(backend, limits + 1, 1);
+  const KeyValue<bfloat16> kv{before.view(), before.view(), own.view(), own.view()};
+  AttentionRule rule;
+  rule.mask = {begin.view(), end.view(), rows, 0, context};
+  rule.heads = {2, 0};
+  attention(backend, q.view(), kv, rule, q.view(), lse.view());
+  attention_backward(backend, q.view(), kv, rule, lse.view(), lse.view(), q.view(), q.view(), kv);
+  CHECK_NOTHROW(backend.synchronize());
+}
+
 }  // namespace attention_test

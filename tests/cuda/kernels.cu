@@ -66,7 +66,7 @@ void others(const Arguments<T>& a) {
   merge_attention<T>(b, a.heads, a.sum_matrix, 0, a.heads, a.sum_matrix);
   linear_cross_entropy<T>(b, a.matrix, a.matrix, a.ids, a.sums, a.flags, a.matrix);
   linear_cross_entropy_part<T>(b, a.matrix, a.matrix, a.ids, a.part, a.matrix);
-  linear_cross_entropy_merge<T>(b, a.matrix, a.ids, a.sums, a.matrix);
+  linear_cross_entropy_merge<T>(b, a.matrix, a.ids, a.sums, a.sums, a.matrix);
   const auto float8 = float8_head<T>(b, a.matrix);
   linear_cross_entropy<T>(b, a.matrix, float8, a.ids, a.sums, a.flags, a.matrix);
   linear_cross_entropy_part<T>(b, a.matrix, float8, a.ids, a.part, a.matrix);

@@ -297,21 +297,23 @@ TEST_CASE_TEMPLATE("parts of the vocabulary merge to the whole", T, float, bfloa
   Floats sum(x.size()), nll;
   std::vector<std::uint8_t> correct;
   for (int rank = 0; rank < 2; ++rank) {
-    Floats scale;
+    Floats scale, label_share;
     for (std::size_t n = 0; n < label.size(); ++n) {
       const auto &a = parts[0][n], &b = parts[1][n];
       const double top = std::max(double(a.top), double(b.top)),
                    in_a = std::exp(double(a.top) - top), in_b = std::exp(double(b.top) - top),
-                   total = in_a * double(a.sum) + in_b * double(b.sum);
+                   total = in_a * double(a.sum) + in_b * double(b.sum),
+                   of_label = std::log(total) + top -
+                              double(label[n] < cut ? a.label_logit : b.label_logit);
       scale.push_back(float((rank == 0 ? in_a : in_b) / total));
+      label_share.push_back(float(std::expm1(-of_label)));
       if (rank == 1) continue;
-      nll.push_back(
-          float(std::log(total) + top - double(label[n] < cut ? a.label_logit : b.label_logit)));
+      nll.push_back(float(of_label));
       correct.push_back((b.top > a.top ? cut + b.best : a.best) == label[n]);
     }
-    OnDevice<float> ts(cuda, scale);
+    OnDevice<float> ts(cuda, scale), tls(cuda, label_share);
     const auto own = tw.matrix(h.words, h.width).rows(ranges[rank]);
-    linear_cross_entropy_merge<T>(cuda, own, labels[at(rank)].flat(), ts.flat(),
+    linear_cross_entropy_merge<T>(cuda, own, labels[at(rank)].flat(), ts.flat(), tls.flat(),
                                   dx[at(rank)].matrix(h.rows, h.width));
     const auto more = dx[at(rank)].host(cuda);
     for (std::size_t i = 0; i < sum.size(); ++i) sum[i] += more[i];

@@ -1,6 +1,8 @@
 #include <doctest/doctest.h>
 
 #include <array>
+#include <cmath>
+#include <numeric>
 #include <vector>
 
 #include "cuda/head_shape.hpp"
@@ -60,12 +62,12 @@ TEST_CASE_TEMPLATE("parts of the vocabulary are the CPU's, and merge to the whol
     if (h.rows > 2) label[1] = -4, label[2] = std::int32_t(h.words);  // of other parts
     std::vector<CrossEntropyPart<float>> part(at(h.rows));
     Floats dx(x.size());
-    const auto scale = random<float>(h.rows, 6);
+    const auto scale = random<float>(h.rows, 6), label_share = random<float>(h.rows, 7);
     linear_cross_entropy_part(cpu, matrix(x, h.rows, h.width), matrix(w, h.words, h.width),
                               flat(label), flat(part), matrix(dx, h.rows, h.width));
     OnDevice<T> tx(cuda, x), tw(cuda, w);
     OnDevice<std::int32_t> tl(cuda, label);
-    OnDevice<float> ts(cuda, scale);
+    OnDevice<float> ts(cuda, scale), tls(cuda, label_share);
     for (const CrossEntropyTile tile : tiles) {
       OnDevice<T> tdx(cuda, x);
       OnDevice<CrossEntropyPart<float>> tp(cuda, part);
@@ -83,11 +85,50 @@ TEST_CASE_TEMPLATE("parts of the vocabulary are the CPU's, and merge to the whol
       CHECK(error(tdx.host(cuda), dx) < gradient_tolerance<T>);
       auto merged = dx;
       linear_cross_entropy_merge(cpu, matrix(w, h.words, h.width), flat(label), flat(scale),
-                                 matrix(merged, h.rows, h.width));
+                                 flat(label_share), matrix(merged, h.rows, h.width));
       linear_cross_entropy_merge<T>(cuda, tw.matrix(h.words, h.width), tl.flat(), ts.flat(),
-                                    tdx.matrix(h.rows, h.width));
+                                    tls.flat(), tdx.matrix(h.rows, h.width));
       CHECK(error(tdx.host(cuda), merged) < gradient_tolerance<T>);
     }
+  }
+}
+
+TEST_CASE_TEMPLATE("a part keeps the gradient of a row that is predicted well", T, float,
+                   bfloat16) {
+  CudaBackend<T> cuda;
+  const HeadShape h{1, 64, 130};
+  const auto w = numbers<T>(h.words * h.width, 2);
+  // Along the label's word: x w(0) is `logit`, and the others' logits are small beside it.
+  double square = 0;
+  for (index_t d = 0; d < h.width; ++d) square += double(float(w[at(d)])) * double(float(w[at(d)]));
+  for (const double logit : {9.0, 12.0, 16.0}) {
+    std::vector<T> x;
+    for (index_t d = 0; d < h.width; ++d) x.push_back(T(float(w[at(d)]) * float(logit / square)));
+    std::vector<double> e;
+    for (index_t v = 0; v < h.words; ++v) {
+      double s = 0;
+      for (index_t d = 0; d < h.width; ++d)
+        s += double(float(x[at(d)])) * double(float(w[at(v * h.width + d)]));
+      e.push_back(std::exp(s));
+    }
+    const double sum = std::accumulate(e.begin(), e.end(), 0.0), rest = sum - e[0];
+    CHECK(rest / sum < 0.1);
+    Floats expected(at(h.width));
+    for (index_t d = 0; d < h.width; ++d) {
+      double s = -rest * double(float(w[at(d)]));
+      for (index_t v = 1; v < h.words; ++v) s += e[at(v)] * double(float(w[at(v * h.width + d)]));
+      expected[at(d)] = float(s / sum);
+    }
+    OnDevice<T> tx(cuda, x), tw(cuda, w), tdx(cuda, x);
+    OnDevice<std::int32_t> label(cuda, Ids{0});
+    OnDevice<CrossEntropyPart<float>> part(cuda, std::vector<CrossEntropyPart<float>>(1));
+    linear_cross_entropy_part<T>(cuda, tx.matrix(1, h.width), tw.matrix(h.words, h.width),
+                                 label.flat(), part.flat(), tdx.matrix(1, h.width));
+    OnDevice<float> scale(cuda, Floats{float(std::exp(double(part.stored(cuda)[0].top)) / sum)}),
+        label_share(cuda, Floats{float(-rest / sum)});
+    linear_cross_entropy_merge<T>(cuda, tw.matrix(h.words, h.width), label.flat(), scale.flat(),
+                                  label_share.flat(), tdx.matrix(1, h.width));
+    CHECK(error(tdx.host(cuda), expected) < gradient_tolerance<T>);
   }
 }
 

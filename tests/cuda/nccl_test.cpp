@@ -90,4 +90,27 @@ TEST_CASE("a rank that stalls is named, and the job ends" * doctest::skip(most_r
   CHECK(text.find("for rank 1") != std::string::npos);
 }
 
+TEST_CASE("a rank that fails releases those whose devices wait for it" *
+          doctest::skip(most_ranks() < 3)) {
+  std::string text;
+  const auto start = std::chrono::steady_clock::now();
+  try {
+    run_ranks(3, [](ThreadCommunicator host) {
+      const int rank = host.rank();
+      Nccl comm(std::move(host));
+      B backend;
+      Tensor<B, float, 1> x(backend, {1000});
+      fill(backend, x.view(), 1);
+      comm.all_reduce_sum(backend, x.view());
+      if (rank == 1) throw Error("the file cannot be read");
+      comm.all_reduce_sum(backend, x.view());
+      backend.synchronize();
+    });
+  } catch (const Error& error) {
+    text = error.what();
+  }
+  CHECK(text == "rank 1 failed: the file cannot be read");
+  CHECK(std::chrono::steady_clock::now() - start < 60s);  // time-outs are minutes
+}
+
 }  // namespace nccl_test

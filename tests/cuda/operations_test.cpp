@@ -250,6 +250,25 @@ TEST_CASE_TEMPLATE("the first largest of each row is found", T, float, bfloat16)
   }
 }
 
+TEST_CASE_TEMPLATE("any number is larger than none, wherever that is", T, float, bfloat16) {
+  Pair<T> on;
+  constexpr index_t columns = 600;
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  for (const index_t bad : {0, 5, 300}) {
+    auto x = numbers<T>(3 * columns, 1);
+    x[at(bad)] = nan, x[at(bad + 8)] = 50;
+    x[at(columns + bad)] = nan, x[at(columns + bad + 256)] = 50;
+    for (index_t c = 0; c < columns; ++c) x[at(2 * columns + c)] = nan;
+    std::vector<std::int32_t> best(3);
+    OnDevice<T> dx(on.cuda, x);
+    OnDevice<std::int32_t> db(on.cuda, best);
+    argmax_rows(on.cpu, matrix(x, 3, columns), flat(best));
+    argmax_rows<T>(on.cuda, dx.matrix(3, columns), db.flat());
+    CHECK(best == std::vector<std::int32_t>{std::int32_t(bad + 8), std::int32_t(bad + 256), 0});
+    CHECK(db.stored(on.cuda) == best);
+  }
+}
+
 TEST_CASE_TEMPLATE("columns and parts of attention are the CPU's", T, float, bfloat16) {
   Pair<T> on;
   for (auto [rows, wide, first, narrow] :

@@ -83,6 +83,9 @@ class ThreadCommunicator {
 
   void barrier() { start("barrier", {}).close(); }
 
+  /// Why the job has failed; empty if it has not.
+  std::string failure() const { return team_ ? team_->job->failure() : std::string(); }
+
   [[noreturn]] void abort(const std::string& why) {
     const Error error(why);
     if (team_)

@@ -93,6 +93,12 @@ class ThreadJob {
     ended_.notify_all();
   }
 
+  /// What the first failure was; empty if there was none.
+  std::string failure() {
+    std::lock_guard lock(mutex);
+    return text_;
+  }
+
   /// Waits until every rank has ended. After a failure the others get the time-out once more; a
   /// thread that then still runs cannot be stopped, so the process ends with status 1.
   void wait_for_end() {

@@ -16,7 +16,7 @@
 namespace dflash {
 
 /// Where memory comes from: blocks aligned to at least 64 bytes. `allocate` returns null if there
-/// is no more.
+/// is no more, and throws if something else is wrong.
 struct MemorySource {
   void* (*allocate)(std::size_t bytes);
   void (*free)(void* block) noexcept;

@@ -81,10 +81,11 @@ concept Operations = requires(B& b, In<T, 2> x, In<T, 2> w, StoredRows<const T> 
   // The head's cross entropy without logits in memory: of each row nll = -log softmax(x
   // w^T)[label], whether the label is the largest logit, and d nll / dx.  x, dx (R, H)  w (V, H)
   linear_cross_entropy(b, x, rows, ids, rstd, correct, y);
-  // The same in parts of the vocabulary, dx not yet divided by the sum of exponentials; and, once
-  // the parts are joined, dx(n) = scale(n) dx(n) - w(ids(n)), the latter if ids(n) is a row of w.
+  // The same in parts of the vocabulary, dx not yet divided by the sum of exponentials and without
+  // the label's share; and, once the parts are joined, dx(n) = scale(n) dx(n) + label_share(n)
+  // w(ids(n)), the latter if ids(n) is a row of w.
   linear_cross_entropy_part(b, x, rows, ids, part, y);
-  linear_cross_entropy_merge(b, rows, ids, saved_rstd, y);
+  linear_cross_entropy_merge(b, rows, ids, saved_rstd, saved_rstd, y);
   argmax_rows(b, x, best);  // first largest of each row
   { sum_of_squares(b, flat_in) } -> std::same_as<double>;
   adamw(b, flat_in, step, flat, flat, flat);  // (gradient, step, weight, m, v)

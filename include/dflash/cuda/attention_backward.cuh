@@ -60,6 +60,7 @@ void attention_backward(CudaBackend<T>& backend, In<T, 3> q,
   const cuda::AttentionPlan<T> plan(backend, q, kv, rule,
                                     {dy.data, dq.data, dkv.k_context.data, dkv.v_context.data,
                                      dkv.k_block.data, dkv.v_block.data});
+  if (q.size() == 0) return;  // a rank may hold no heads
   if constexpr (std::is_same_v<T, float>) {
     cuda::launch_attention_float_backward(backend, plan, q.data, kv, lse.data, delta.data, dy.data,
                                           dq.data, dkv);

@@ -55,8 +55,11 @@ struct RunningSoftmax {
         largest = fmaxf(largest, __shfl_xor_sync(whole_warp, largest, 2));
         // A row that has seen no key has a top of -infinity; any finite number serves it.
         const float base = largest == -INFINITY ? 0 : largest * scale;
-        shrink[m][half] = exp2_fast(top[m][half] * scale - base);
-        same = same && top[m][half] == largest;
+        // Of an unchanged top the difference is what the product was rounded by, not 0: with one
+        // factor a tile a sum of many tiles would drift.
+        const bool as_before = top[m][half] == largest;
+        shrink[m][half] = as_before ? 1.0f : exp2_fast(top[m][half] * scale - base);
+        same = same && as_before;
         top[m][half] = largest;
         float total = 0;
 #pragma unroll

@@ -3,18 +3,37 @@
 #include "dflash/core/attention_rule.hpp"
 #include "dflash/cuda/attention_tile.cuh"
 #include "dflash/cuda/hopper.cuh"
+#include "dflash/cuda/launch.cuh"
+#include "dflash/cuda/memory.hpp"
+#include "dflash/cuda/stream.hpp"
 
 namespace dflash::cuda {
 
+template <class Answer>
+__global__ void answer_hopper_kernel(Answer* answer) {
+  *answer = has_hopper_instructions;
+}
+
+/// Whether the current device is a Hopper, and the kernels that it runs were compiled for sm_90a.
+inline bool runs_hopper_kernels() {
+  int device = 0;
+  cudaDeviceProp properties;
+  cuda_expects(cudaGetDevice(&device), "the CUDA device");
+  cuda_expects(cudaGetDeviceProperties(&properties, device), "the CUDA device");
+  if (properties.major != 9) return false;
+  const PinnedMemory answer(sizeof(int));
+  {
+    const CudaStream stream;
+    launch(stream.get(), answer_hopper_kernel<int>, 1u, 1u, 0,
+           reinterpret_cast<int*>(answer.data()));
+    cuda_expects(cudaStreamSynchronize(stream.get()), "the kernels for Hopper");
+  }
+  return *reinterpret_cast<const int*>(answer.data()) != 0;
+}
+
 /// Whether this device and problem are some that the kernels for Hopper can do.
 inline bool hopper_attends(const AttentionShape& a) {
-  static const bool hopper = [] {
-    int device = 0;
-    cudaDeviceProp properties;
-    cuda_expects(cudaGetDevice(&device), "the CUDA device");
-    cuda_expects(cudaGetDeviceProperties(&properties, device), "the CUDA device");
-    return properties.major == 9;
-  }();
+  static const bool hopper = runs_hopper_kernels();
   return hopper && a.vectors && a.dim <= 128;
 }
 

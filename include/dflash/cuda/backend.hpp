@@ -121,13 +121,11 @@ requires(std::same_as<T, float> || std::same_as<T, bfloat16>) class CudaBackend 
     CudaGemm gemm{stream};
     Buffer<int> fault_memory{cache, 1};
     int* fault = fault_memory.data();
-    int* host_fault = nullptr;
+    PinnedMemory pinned_fault{sizeof(int)};
+    int* host_fault = reinterpret_cast<int*>(pinned_fault.data());
     int number = 0, multiprocessors = 0;
 
     Device() {
-      cuda_expects(
-          cudaHostAlloc(reinterpret_cast<void**>(&host_fault), sizeof(int), cudaHostAllocDefault),
-          "pinned memory");
       cuda_expects(cudaMemsetAsync(fault, 0, sizeof(int), stream), "a CUDA backend");
       cudaDeviceProp properties;
       cuda_expects(cudaGetDevice(&number), "the CUDA device");
@@ -136,10 +134,7 @@ requires(std::same_as<T, float> || std::same_as<T, bfloat16>) class CudaBackend 
     }
     Device(const Device&) = delete;
     Device& operator=(const Device&) = delete;
-    ~Device() {
-      cudaStreamSynchronize(stream);
-      cudaFreeHost(host_fault);
-    }
+    ~Device() { cudaStreamSynchronize(stream); }
   };
 
   std::unique_ptr<Device> device_;

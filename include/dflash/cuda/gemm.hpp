@@ -53,6 +53,7 @@ class CublasOwner {
 using CublasProduct = CublasOwner<cublasLtMatmulDesc_t, cublasLtMatmulDescDestroy>;
 using CublasLayout = CublasOwner<cublasLtMatrixLayout_t, cublasLtMatrixLayoutDestroy>;
 using CublasPreference = CublasOwner<cublasLtMatmulPreference_t, cublasLtMatmulPreferenceDestroy>;
+using CublasHandle = CublasOwner<cublasLtHandle_t, cublasLtDestroy>;
 
 template <class T>
 constexpr cudaDataType_t cuda_type() {
@@ -68,7 +69,7 @@ constexpr cudaDataType_t cuda_type() {
 class CudaGemm {
  public:
   explicit CudaGemm(cudaStream_t stream) : stream_(stream) {
-    cublas_expects(cublasLtCreate(&handle_), "cuBLASLt");
+    cublas_expects(cublasLtCreate(handle_.fresh()), "cuBLASLt");
     cuda_expects(cudaMalloc(&workspace_, workspace_bytes), "the workspace of cuBLASLt");
   }
   CudaGemm(const CudaGemm&) = delete;
@@ -77,7 +78,6 @@ class CudaGemm {
     cudaStreamSynchronize(stream_);
     plans_.clear();
     cudaFree(workspace_);
-    cublasLtDestroy(handle_);
   }
 
   template <class T, class Y>
@@ -95,7 +95,7 @@ class CudaGemm {
     }
     const Plan& plan = plan_for<T, Y>(shape, a, b, y);
     // cuBLASLt counts in columns: y^T = b^T a^T, so b comes first.
-    cublas_expects(cublasLtMatmul(handle_, plan.product.get(), &one, b, plan.b.get(), a,
+    cublas_expects(cublasLtMatmul(handle_.get(), plan.product.get(), &one, b, plan.b.get(), a,
                                   plan.a.get(), &scale, y, plan.y.get(), y, plan.y.get(),
                                   &plan.algorithm, workspace_, workspace_bytes, stream_),
                    "a matrix product");
@@ -120,6 +120,8 @@ class CudaGemm {
     const auto in = detail::cuda_type<T>(), out = detail::cuda_type<Y>();
     const Key key{shape, in, out, alignment(a), alignment(b), alignment(y)};
     if (const auto found = plans_.find(key); found != plans_.end()) return found->second;
+    // Numbers of rows that rarely come again, as prompts have, would fill the host's memory.
+    if (plans_.size() >= most_plans) plans_.clear();
     return plans_.emplace(key, make_plan(shape, in, out, key)).first->second;
   }
 
@@ -161,24 +163,28 @@ class CudaGemm {
           "an algorithm");
     };
     prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, std::uint64_t(workspace_bytes));
+    // Parts of the depth are added up in fp32, not in y's type.
+    prefer(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
+           std::uint32_t(CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE));
     prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, std::uint32_t(std::get<4>(key)));
     prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, std::uint32_t(std::get<3>(key)));
     prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, std::uint32_t(std::get<5>(key)));
     prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, std::uint32_t(std::get<5>(key)));
     cublasLtMatmulHeuristicResult_t best;
     int found = 0;
-    cublas_expects(cublasLtMatmulAlgoGetHeuristic(handle_, plan.product.get(), plan.b.get(),
+    cublas_expects(cublasLtMatmulAlgoGetHeuristic(handle_.get(), plan.product.get(), plan.b.get(),
                                                   plan.a.get(), plan.y.get(), plan.y.get(),
                                                   preference.get(), 1, &best, &found),
                    "an algorithm");
-    expects(found == 1, "cuBLASLt has no algorithm for a matrix product");
+    expects(found == 1 && best.state == CUBLAS_STATUS_SUCCESS,
+            "cuBLASLt has no algorithm for a matrix product");
     return best.algo;
   }
 
-  static constexpr std::size_t workspace_bytes = std::size_t(32) << 20;
+  static constexpr std::size_t workspace_bytes = std::size_t(32) << 20, most_plans = 4096;
 
   cudaStream_t stream_;
-  cublasLtHandle_t handle_ = nullptr;
+  detail::CublasHandle handle_;
   void* workspace_ = nullptr;
   std::map<Key, Plan> plans_;
 };

@@ -12,9 +12,13 @@ namespace dflash {
 namespace detail {
 inline void* take_device_memory(std::size_t bytes) {
   void* block = nullptr;
-  if (cudaMalloc(&block, bytes) == cudaSuccess) return block;
-  cudaGetLastError();  // the failure is told by the null
-  return nullptr;
+  const cudaError_t status = cudaMalloc(&block, bytes);
+  if (status == cudaErrorMemoryAllocation) {
+    cudaGetLastError();  // the failure is told by the null
+    return nullptr;
+  }
+  cuda_expects(status, "device memory");  // a kernel's fault may come to light here
+  return block;
 }
 inline void give_device_memory(void* block) noexcept { cudaFree(block); }
 }  // namespace detail

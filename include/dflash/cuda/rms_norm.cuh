@@ -216,7 +216,14 @@ void rms_norm_backward(CudaBackend<T>& backend, In<T, 2> x, In<T, 1> scale, In<f
               rstd.shape[0] == rows,
           "rms_norm_backward: shapes differ");
   if (rows == 0 || columns == 0) return;
-  cuda::for_row_shape<1, 2>(
+  // Two vectors of float for each of 512 threads, and the rows ahead, are more than sm_80 has.
+  const auto for_row_shape = [](auto&&... how) {
+    if constexpr (sizeof(T) > 2)
+      cuda::for_row_shape<1>(how...);
+    else
+      cuda::for_row_shape<1, 2>(how...);
+  };
+  for_row_shape(
       cuda::are_vectors<T>(columns, {x.data, scale.data, dy.data, dx.data}), columns,
       [&]<int vectors, class Team>(cuda::HeldRow<vectors>, Team, int threads) {
         const int teams = Team::in_block(threads);

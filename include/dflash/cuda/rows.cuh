@@ -35,12 +35,14 @@ void scatter_rows(CudaBackend<T>& backend, In<T, 2> x, View<const std::int32_t, 
 
 namespace cuda::detail {
 
-/// A logit and where it is: the larger, or of equals the first, wins; a NaN wins over none.
+/// A logit and where it is: the larger, or of equals the first, wins; every number wins over NaN,
+/// which wins over none.
 struct Best {
   float value;
   std::int32_t index;  // -1: none yet
   __device__ __forceinline__ void take(float v, std::int32_t i) {
-    if (i >= 0 && (index < 0 || v > value || (v == value && i < index))) value = v, index = i;
+    if (i < 0 || (v != v && index >= 0)) return;
+    if (index < 0 || value != value || v > value || (v == value && i < index)) value = v, index = i;
   }
 };
 

@@ -43,8 +43,9 @@ struct TargetOutput {
 };
 
 /// A target language model (Qwen3, Qwen2 or Llama), frozen: prefill of many samples at once, with
-/// the hidden states that a draft learns from, and cached decoding of one. The bits of a row depend
-/// on the tokens up to it alone: not on the samples beside it, nor on how many tokens come at once.
+/// the hidden states that a draft learns from, and cached decoding of one. On the CPU the bits of a
+/// row depend on the tokens up to it alone: not on the samples beside it, nor on how many tokens
+/// come at once. On a GPU how products and attention are summed depends on the number of rows.
 ///
 /// On a tensor-parallel group each rank holds a TargetCut of the weights and of the keys; all ranks
 /// call the same functions with the same arguments, and get the same, whole results.

@@ -206,6 +206,13 @@ class NcclCommunicator {
     };
     return std::make_shared<detail::NcclWatchdog>(detail::NcclWatchdog::Options{
         options_.time_out.count(), host_.rank(), gather_numbers,
+        [afterwards] {
+          // Processes end with their job; threads go on, and may sit behind a device that waits.
+          if constexpr (requires { afterwards->failure(); })
+            return afterwards->failure();
+          else
+            return std::string();
+        },
         [afterwards](const std::string& why) { afterwards->abort(why); }});
   }
 

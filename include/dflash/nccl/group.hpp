@@ -29,10 +29,14 @@ class NcclGroup {
     ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
     config.blocking = 0;
     cuda_expects(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "a CUDA stream");
+    // A part exists once its parent has done its share, which writes to `made` until then, perhaps
+    // after this has failed.
+    const auto made = std::make_shared<ncclComm_t>();
+    watchdog_->keep(made);
     try {
-      watchdog_->call([&] { nccl_expects(make(&comm_, &config), "NCCL's start"); });
-      // A part exists once its parent has done its share, which writes comm_ until then.
+      watchdog_->call([&] { nccl_expects(make(made.get(), &config), "NCCL's start"); });
       if (parent != nullptr) parent->settle("ncclCommSplit");
+      comm_ = *made;
       settle("NCCL's start");
     } catch (...) {
       if (comm_ != nullptr) ncclCommAbort(comm_);
@@ -84,7 +88,12 @@ class NcclGroup {
   void together(const char* collective, Messages&& messages) const {
     watchdog_->call([&] {
       nccl_expects(ncclGroupStart(), collective);
-      messages();
+      try {
+        messages();
+      } catch (...) {
+        ncclGroupEnd();
+        throw;
+      }
       nccl_expects(ncclGroupEnd(), collective);
     });
     settle(collective);

@@ -25,8 +25,8 @@ namespace dflash::detail {
 
 /// Looks after the collectives that this rank has started, on a thread of its own: the host does
 /// not wait for them, and a peer that is gone would keep the device waiting for ever. When NCCL
-/// reports an error, or a collective takes longer than the time-out, all communicators are aborted,
-/// which releases the device, and the job is ended.
+/// reports an error, the job of the hosts has failed, or a collective takes longer than the
+/// time-out, all communicators are aborted, which releases the device, and the job is ended.
 class NcclWatchdog {
  public:
   using clock = std::chrono::steady_clock;
@@ -36,6 +36,8 @@ class NcclWatchdog {
     int rank;         // in the world
     /// Tells all ranks' numbers of begun collectives, once all that wait too have come.
     std::function<std::vector<index_t>(index_t)> gather_numbers;
+    /// Why the job of the hosts has failed; empty if it has not.
+    std::function<std::string()> host_failure;
     /// Ends the job of all ranks; where ranks are threads it may return or throw.
     std::function<void(const std::string&)> end_job;
   };
@@ -57,6 +59,11 @@ class NcclWatchdog {
 
   double time_out() const { return options_.time_out; }
 
+  /// Keeps what NCCL may write to as long as any communicator is there.
+  void keep(std::shared_ptr<ncclComm_t> place) {
+    std::lock_guard lock(mutex_);
+    places_.push_back(std::move(place));
+  }
   void add(ncclComm_t comm) {
     std::lock_guard lock(mutex_);
     comms_.push_back(comm);
@@ -115,7 +122,9 @@ class NcclWatchdog {
     cudaSetDevice(device_);
     std::unique_lock lock(mutex_);
     while (!wake_.wait_for(lock, std::chrono::milliseconds(100), [&] { return stopping_; })) {
+      if (!failure_.empty()) continue;
       std::string trouble = nccl_error();
+      if (trouble.empty()) trouble = options_.host_failure();
       Pending late{};
       if (trouble.empty()) late = oldest();
       const bool stalled =
@@ -180,6 +189,7 @@ class NcclWatchdog {
   std::string failure_;
   index_t number_ = 0;
   std::vector<ncclComm_t> comms_;
+  std::vector<std::shared_ptr<ncclComm_t>> places_;
   std::deque<Pending> pending_;
   std::thread thread_;
 };

@@ -88,10 +88,11 @@ class SplitHead {
     linear_cross_entropy_part(*backend_, all_x.view(), *head_rows_, here_there.view(), parts.view(),
                               all_dx.view());
 
-    const auto scale = join(label, gathered_parts(parts), own_rows(rows), nll, correct);
-    const auto scale_there = uploaded(*backend_, scale.data(), n);
-    linear_cross_entropy_merge(*backend_, head_.rows, here_there.view(), scale_there.view(),
-                               all_dx.view());
+    const Factors factors = join(label, gathered_parts(parts), own_rows(rows), nll, correct);
+    const auto scale = uploaded(*backend_, factors.scale.data(), n),
+               label_share = uploaded(*backend_, factors.label_share.data(), n);
+    linear_cross_entropy_merge(*backend_, head_.rows, here_there.view(), scale.view(),
+                               label_share.view(), all_dx.view());
     scatter_sum_of_rows(*backend_, *group_, all_dx.view(), rows, dx);
   }
 
@@ -113,13 +114,18 @@ class SplitHead {
     return result;
   }
 
-  /// From the parts of all ranks: by how much this rank's part of each gradient counts, and of the
-  /// rows [own) their nll and whether the label is the first largest logit.
-  ///                                             label, result (R)  parts (t, R)
-  std::vector<A> join(const std::vector<std::int32_t>& label, const std::vector<Part>& parts,
-                      Range own, std::span<double> nll, std::span<std::uint8_t> correct) const {
+  /// What linear_cross_entropy_merge takes.                                    all (R)
+  struct Factors {
+    std::vector<A> scale, label_share;
+  };
+
+  /// From the parts of all ranks: by how much this rank's part of each gradient counts, and the
+  /// label; and of the rows [own) their nll and whether the label is the first largest logit.
+  ///                                             label (R)  parts (t, R)
+  Factors join(const std::vector<std::int32_t>& label, const std::vector<Part>& parts, Range own,
+               std::span<double> nll, std::span<std::uint8_t> correct) const {
     const std::size_t rows = label.size();
-    std::vector<A> scale(rows);
+    Factors factors{std::vector<A>(rows), std::vector<A>(rows)};
     for (std::size_t n = 0; n < rows; ++n) {
       double top = -std::numeric_limits<double>::infinity(), sum = 0, label_logit = 0;
       index_t best = -1;
@@ -137,13 +143,15 @@ class SplitHead {
       };
       for (std::size_t rank = 0; rank < ranks(); ++rank)
         sum += double(parts[rank * rows + n].sum) * share(rank);
-      scale[n] = A(share(std::size_t(group_->rank())) / sum);
+      const double of_label = std::log(sum) + (top - label_logit);
+      factors.scale[n] = A(share(std::size_t(group_->rank())) / sum);
+      factors.label_share[n] = A(std::expm1(-of_label));
       const index_t at = index_t(n) - own.begin;
       if (at < 0 || at >= own.size()) continue;
-      nll[std::size_t(at)] = std::log(sum) + (top - label_logit);
+      nll[std::size_t(at)] = of_label;
       correct[std::size_t(at)] = best == label[n];
     }
-    return scale;
+    return factors;
   }
 
   B* backend_;

@@ -20,8 +20,7 @@ struct Team {
   const int ranks;
   std::mutex mutex;
   std::condition_variable changed;
-  std::set<int> here, finalized, failed;
-  bool aborted = false;
+  std::set<int> here, finalized, failed;  // failed: or aborted, which the others are not told
   std::map<std::pair<int, int>, std::deque<std::vector<char>>> mail;  // from, to
   // Splits: how many each rank has asked for, and for each of them what the ranks chose.
   std::map<int, int> splits;
@@ -53,7 +52,7 @@ class ThreadLink : public Link {
       if (team_ == nullptr) return made;
     }
     std::lock_guard lock(team_->mutex);
-    if (team_->aborted || team_->failed.contains(rank_)) return ncclRemoteError;
+    if (team_->failed.contains(rank_)) return ncclRemoteError;
     const auto all = [&](const std::set<int>& ranks) { return int(ranks.size()) == team_->ranks; };
     return all(team_->here) && (!finalizing_ || all(team_->finalized)) ? ncclSuccess
                                                                        : ncclInProgress;
@@ -74,8 +73,8 @@ class ThreadLink : public Link {
     for (const Message& m : messages) {
       if (m.to == nullptr) continue;
       auto& box = team_->mail[{m.peer, rank_}];
-      team_->changed.wait(lock, [&] { return team_->aborted || !box.empty(); });
-      if (team_->aborted || box.front().size() != m.bytes) {
+      team_->changed.wait(lock, [&] { return team_->failed.contains(rank_) || !box.empty(); });
+      if (team_->failed.contains(rank_) || box.front().size() != m.bytes) {
         team_->failed.insert(rank_);
         return;
       }
@@ -93,7 +92,7 @@ class ThreadLink : public Link {
   void abort() override {
     Team& team = team_ != nullptr ? *team_ : *parent_;
     std::lock_guard lock(team.mutex);
-    team.aborted = true;
+    team.failed.insert(team_ != nullptr ? rank_ : parent_rank_);
     team.changed.notify_all();
   }
 
@@ -101,7 +100,7 @@ class ThreadLink : public Link {
   ncclResult_t join_part() {
     std::lock_guard lock(parent_->mutex);
     Team::Split& split = parent_->split[parent_split_];
-    if (parent_->aborted) return ncclRemoteError;
+    if (parent_->failed.contains(parent_rank_)) return ncclRemoteError;
     if (int(split.choice.size()) < parent_->ranks) return ncclInProgress;
     const int color = split.choice[parent_rank_].first;
     std::set<std::pair<int, int>> members;  // key, rank
