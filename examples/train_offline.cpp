@@ -15,6 +15,7 @@ namespace {
 
 struct Options : examples::TrainOptions {
   std::filesystem::path store;
+  bool skip_corrupt = false;
 
   void check_keys() const {
     if (keys.lm_head != TargetKeys().lm_head && has_tied_head(target_model_path / "config.json"))
@@ -22,6 +23,19 @@ struct Options : examples::TrainOptions {
                   (target_model_path / "config.json").string() + ": tie_word_embeddings)");
   }
 };
+
+/// Error naming a rank that leaves other samples out than rank 0: they would train on different
+/// ones, each as if it were the others'.
+template <class C>
+void expect_same_samples(B& backend, C& world, const OfflineShardDataset& dataset) {
+  std::uint64_t key = 0;
+  for (const index_t sample : dataset.left_out()) key = Random(key).integer(std::uint64_t(sample));
+  const auto keys = one_of_each(backend, world, index_t(key >> 1));
+  for (std::size_t rank = 1; rank < keys.size(); ++rank)
+    if (keys[rank] != keys[0])
+      throw Error(dataset.folder().string() + ": rank " + std::to_string(rank) +
+                  " finds other samples damaged than rank 0; all ranks need one store");
+}
 
 /// What every rank of the world runs.
 template <Communicator C>
@@ -33,10 +47,12 @@ void train(C communicator, const Options& options, const OfflineShardDataset& da
   const StoreDescription& store = dataset.description();
   auto contract = options.contract(config, dataset.size(), store.data_fingerprint);
   contract["features"] = {{"dtype", name_of(store.dtype)}, {"precision", store.precision}};
+  contract["left_out"] = dataset.left_out();
 
   B backend = options.device.backend(threads);
   SequenceParallelGroup group(std::move(communicator), options.layout);
   C& world = group.world();
+  expect_same_samples(backend, world, dataset);
   TensorParallelGroup target_group(world, options.tensor_parallel);
   const FrozenTarget target(backend, options.target_model_path, options.keys,
                             {target_group.share(), target_group.share()});
@@ -112,6 +128,9 @@ int main(int argc, char** argv) {
     options.add_to(app);
     app.add_option("--train-hidden-states-path", options.store, "folder of prepare_hidden_states")
         ->required();
+    app.add_flag("--skip-corrupt", options.skip_corrupt,
+                 "read the whole store first and leave damaged samples out, each with a line that "
+                 "names it; without this the first one ends the training");
     app.add_option("--embedding-key", options.keys.embedding, "the tensor's name in the target")
         ->capture_default_str();
     app.add_option("--lm-head-key", options.keys.lm_head, "the same of a head of its own")
@@ -119,9 +138,18 @@ int main(int argc, char** argv) {
     if (const auto status = launcher.parse(app, argc, argv)) return *status;
 
     options.check_keys();
-    const OfflineShardDataset dataset(
+    OfflineShardDataset dataset(
         options.store, {.model_type = "dflash",
                         .target_fingerprint = target_fingerprint(options.target_model_path)});
+    if (options.skip_corrupt) {
+      const auto problems = dataset.leave_damaged_out();
+      if (launcher.first()) {
+        for (const std::string& problem : problems)
+          std::cerr << "--skip-corrupt: " << problem << "\n";
+        std::cout << "samples: " << dataset.size() << " sound, " << dataset.left_out().size()
+                  << " left out\n";
+      }
+    }
     if (dataset.size() == 0) throw Error(options.store.string() + " holds no samples");
     const StoreDescription& store = dataset.description();
     const DraftConfig config = options.draft_config(store.layer_ids, store.block_size);

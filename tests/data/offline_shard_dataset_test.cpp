@@ -171,6 +171,31 @@ TEST_CASE("damage names the file, the sample and what is wrong") {
   CHECK(mentions(complaint(folder.path()), path.string() + " belongs to another store"));
 }
 
+TEST_CASE("damaged samples can be left out, and the others keep their order") {
+  const TemporaryFolder folder;
+  const StoreFixture data(25);
+  data.capture(folder.path());
+  const Range second = data.plan().shard(1).samples, last = data.plan().shard(2).samples;
+  REQUIRE(second.size() > 1);
+  flip(folder / shard_name(1), offset_in(folder / shard_name(1), "tokens"));
+  std::filesystem::remove(folder / shard_name(2));
+  OfflineShardDataset dataset(folder.path());
+  CHECK(dataset.left_out().empty());
+  const auto problems = dataset.leave_damaged_out();
+  REQUIRE(problems.size() == 2);
+  CHECK(mentions(problems[0], "sample " + std::to_string(second.begin) + " ("));
+  CHECK(mentions(problems[1], "cannot open "));
+  std::vector<index_t> damaged{second.begin};
+  for (index_t i = last.begin; i < last.end; ++i) damaged.push_back(i);
+  CHECK(dataset.left_out() == damaged);
+  CHECK(dataset.size() == 25 - index_t(damaged.size()));
+  index_t next = 0;
+  for (index_t i = 0; i < 25; ++i)
+    if (std::find(damaged.begin(), damaged.end(), i) == damaged.end())
+      CHECK(dataset[next++].id == data.samples[std::size_t(i)].id);
+  CHECK_THROWS_AS(dataset[next], Error);
+}
+
 TEST_CASE("verification finds the change of any byte of a shard") {
   const TemporaryFolder folder;
   StoreFixture data(4, DType::f8_e4m3, "eagle3");

@@ -333,6 +333,15 @@ TEST_CASE("a damaged store is named with the file and the sample") {
   byte = char(byte ^ 4);
   put(shard, flipped);
   check_named(failure(), {shard.string(), "sample 0 (\"train-0", "row 10"});
+  const auto skip =
+      train_flags(folder / "skipped") +
+      Arguments{"--train-hidden-states-path", store, "--max-steps", "2", "--skip-corrupt"};
+  const auto skipped = succeed("train_offline", skip);
+  CHECK(mentions(skipped.out, "samples: 3 sound, 1 left out"));
+  CHECK(mentions(skipped.err, "row 10"));
+  put(shard, whole);
+  check_named(failure_of("train_offline", skip + "--resume"), {"left_out"});
+  put(shard, flipped);
   std::filesystem::remove(shard);
   check_named(failure(), {shard.string()});
   put(shard, whole);

@@ -13,14 +13,26 @@ namespace dflash {
 
 /// Host values of all ranks, one after the other; rank p has counts[p].
 template <Backend B, Communicator C, class U>
-std::vector<U> gathered(B& backend, TensorParallelGroup<C>& group, const std::vector<U>& own,
+std::vector<U> gathered(B& backend, C& ranks, const std::vector<U>& own,
                         std::span<const index_t> counts) {
   index_t total = 0;
   for (const index_t count : counts) total += count;
   const auto there = uploaded(backend, own.data(), index_t(own.size()));
   Tensor<B, U, 1> all(backend, {total});
-  group.communicator().all_gather(backend, there.view(), counts, all.view());
+  ranks.all_gather(backend, View<const U, 1>(there.view()), counts, all.view());
   return downloaded(backend, all.view());
+}
+template <Backend B, Communicator C, class U>
+std::vector<U> gathered(B& backend, TensorParallelGroup<C>& group, const std::vector<U>& own,
+                        std::span<const index_t> counts) {
+  return gathered(backend, group.communicator(), own, counts);
+}
+
+/// One number of each rank.
+template <Backend B, Communicator C>
+std::vector<index_t> one_of_each(B& backend, C& ranks, index_t own) {
+  return gathered(backend, ranks, std::vector{own},
+                  std::vector<index_t>(std::size_t(ranks.size()), 1));
 }
 
 /// x = sum of the ranks' x, the same on all; nothing is done on a group of one.

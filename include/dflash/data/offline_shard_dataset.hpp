@@ -36,15 +36,15 @@ class OfflineShardDataset {
       : folder_(std::move(folder)), description_(read_store_description(folder_ / "store.json")) {
     read_index();
     compare(expected);
-    if (size() != description_.samples && !expected.allow_unfinished)
-      throw Error(folder_.string() + " is not finished: it has " + std::to_string(size()) + " of " +
-                  std::to_string(description_.samples) +
+    if (stored() != description_.samples && !expected.allow_unfinished)
+      throw Error(folder_.string() + " is not finished: it has " + std::to_string(stored()) +
+                  " of " + std::to_string(description_.samples) +
                   " samples; run the same capture again to continue it");
   }
 
   const StoreDescription& description() const { return description_; }
   const std::filesystem::path& folder() const { return folder_; }
-  index_t size() const { return first_sample_.back(); }
+  index_t size() const { return stored() - index_t(left_out_.size()); }
   index_t rows() const { return rows_total_; }
 
   /// Its id, tokens and mask are verified here, a row of its features when it is read. What it
@@ -65,21 +65,20 @@ class OfflineShardDataset {
 
   /// Reads everything. Returns a sentence for each shard or sample that is damaged.
   std::vector<std::string> verify() const {
-    std::vector<std::string> problems;
-    for (index_t k = 0; k < shards(); ++k) {
-      try {
-        const StoreShard shard = open(k);
-        index_t end = 0;
-        for (index_t i = 0; i < shard.samples(); ++i) verify(shard, i, end, problems);
-        if (end != shard.rows())
-          problems.push_back(shard.path().string() + ": its samples have " + std::to_string(end) +
-                             " rows, but the index says " + std::to_string(shard.rows()));
-      } catch (const Error& error) {
-        problems.push_back(error.what());
-      }
-    }
+    return examine([](index_t) {});
+  }
+
+  /// The same, and the samples that are damaged are left out from now on: the others have numbers
+  /// without gaps. No other thread may use the dataset meanwhile.
+  std::vector<std::string> leave_damaged_out() {
+    kept_.clear(), left_out_.clear();
+    auto problems = examine([&](index_t i) { kept_.push_back(i); });
+    for (index_t i = 0; i < stored(); ++i)
+      if (!std::binary_search(kept_.begin(), kept_.end(), i)) left_out_.push_back(i);
     return problems;
   }
+  /// The samples that are left out, by their numbers in the store.
+  const std::vector<index_t>& left_out() const { return left_out_; }
 
  private:
   using SharedShard = std::shared_ptr<const StoreShard>;
@@ -89,6 +88,7 @@ class OfflineShardDataset {
   };
 
   index_t shards() const { return index_t(rows_.size()); }
+  index_t stored() const { return first_sample_.back(); }
 
   void read_index() {
     const SafetensorsFile file(folder_ / "index.safetensors");
@@ -106,9 +106,9 @@ class OfflineShardDataset {
       if (rows < 0 || __builtin_add_overflow(rows_total_, rows, &rows_total_))
         fail("tensor \"rows\" has the entry " + std::to_string(rows));
     const auto& d = description_;
-    const bool finished = size() == d.samples;
-    if (size() > d.samples || rows_total_ > d.rows || (finished && rows_total_ != d.rows))
-      fail("it lists " + std::to_string(size()) + " samples with " + std::to_string(rows_total_) +
+    const bool finished = stored() == d.samples;
+    if (stored() > d.samples || rows_total_ > d.rows || (finished && rows_total_ != d.rows))
+      fail("it lists " + std::to_string(stored()) + " samples with " + std::to_string(rows_total_) +
            " rows, but store.json says " + std::to_string(d.samples) + " with " +
            std::to_string(d.rows));
   }
@@ -138,6 +138,7 @@ class OfflineShardDataset {
 
   std::pair<SharedShard, index_t> find(index_t i) const {
     expects(i >= 0 && i < size(), "a sample's index must be below the dataset's size");
+    if (!left_out_.empty()) i = kept_[std::size_t(i)];
     const auto after = std::upper_bound(first_sample_.begin(), first_sample_.end(), i);
     const index_t k = after - first_sample_.begin() - 1;
     return {mapped(k), i - first_sample_[std::size_t(k)]};
@@ -161,8 +162,28 @@ class OfflineShardDataset {
     return shard;
   }
 
-  void verify(const StoreShard& shard, index_t i, index_t& end,
-              std::vector<std::string>& problems) const {
+  /// Reads everything, and calls sound(i) for each sample of the store that is.
+  template <class Sound>
+  std::vector<std::string> examine(Sound sound) const {
+    std::vector<std::string> problems;
+    for (index_t k = 0; k < shards(); ++k) {
+      try {
+        const StoreShard shard = open(k);
+        index_t end = 0;
+        for (index_t i = 0; i < shard.samples(); ++i)
+          if (is_sound(shard, i, end, problems)) sound(first_sample_[std::size_t(k)] + i);
+        if (end != shard.rows())
+          problems.push_back(shard.path().string() + ": its samples have " + std::to_string(end) +
+                             " rows, but the index says " + std::to_string(shard.rows()));
+      } catch (const Error& error) {
+        problems.push_back(error.what());
+      }
+    }
+    return problems;
+  }
+
+  bool is_sound(const StoreShard& shard, index_t i, index_t& end,
+                std::vector<std::string>& problems) const {
     try {
       const Range rows = shard.rows_of(i);
       const index_t expected = std::exchange(end, rows.end);
@@ -175,8 +196,10 @@ class OfflineShardDataset {
         row.resize(std::size_t(shard.width(m)));
         for (index_t r = 0; r < rows.size(); ++r) shard.read(m, i, {r, r + 1}, row.data());
       }
+      return true;
     } catch (const Error& error) {
       problems.push_back(error.what());
+      return false;
     }
   }
 
@@ -184,6 +207,7 @@ class OfflineShardDataset {
   StoreDescription description_;
   std::vector<index_t> first_sample_, rows_;
   index_t rows_total_ = 0;
+  std::vector<index_t> kept_, left_out_;  // kept: of use if some are left out
   mutable std::mutex mutex_;
   mutable std::map<index_t, Mapped> cache_;
   mutable std::uint64_t uses_ = 0;

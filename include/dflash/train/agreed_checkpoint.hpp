@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "dflash/core/host_copy.hpp"
+#include "dflash/comm/group_operations.hpp"
 #include "dflash/core/tensor.hpp"
 #include "dflash/train/checkpoint_folders.hpp"
 
@@ -17,12 +17,7 @@ template <Backend B, class C>
 std::optional<std::filesystem::path> agreed_checkpoint(B& backend, C& world,
                                                        const std::filesystem::path& output) {
   const auto found = find_checkpoints(output);
-  const index_t own = found.empty() ? -1 : found.rbegin()->first;
-  const auto there = uploaded(backend, &own, 1);
-  Tensor<B, index_t, 1> all(backend, {world.size()});
-  world.all_gather(backend, In<index_t, 1>(there.view()),
-                   std::vector<index_t>(std::size_t(world.size()), 1), all.view());
-  const auto newest = downloaded(backend, all.view());
+  const auto newest = one_of_each(backend, world, found.empty() ? -1 : found.rbegin()->first);
   const auto text = [](index_t step) {
     return step < 0 ? std::string("no checkpoint") : checkpoint_name(step);
   };
