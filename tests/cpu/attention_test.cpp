@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "cpu/precisions.hpp"
+#include "cpu/registers_in_memory.hpp"
 #include "cpu/support.hpp"
 #include "dflash/cpu.hpp"
 
@@ -138,7 +139,7 @@ auto attention_ways() {
   auto all = ways<T>();
   std::erase_if(all, [](const auto& way) {
     return way.second != CpuPrecision::fp32 &&
-           !(way.second == CpuPrecision::bf16 && way.first == CpuPath::avx512_bf16);
+           !(way.second == CpuPrecision::bf16 && way.first >= CpuPath::avx512_bf16);
   });
   return all;
 }
@@ -386,6 +387,80 @@ TEST_CASE("no block and no context row are fine") {
   std::vector<double> y, lse;
   empty.expected(y, lse);
   CHECK(difference(std::vector<double>(empty.y.begin(), empty.y.end()), y) < 1e-5);
+}
+
+#if defined(__x86_64__)
+
+/// attention in bfloat16 as AMX does it, with registers in memory.
+void attend_by_amx(CpuBackend<float>& backend, In<float, 3> q, const KeyValue<const float>& kv,
+                   const AttentionRule& rule, Out<float, 3> y, Out<float, 2> lse) {
+  detail::AttentionPlan plan(backend, rule, q.shape[1]);
+  detail::AttentionOfTiles<detail::AmxFactors<RegistersInMemory>, float>(backend, q, kv, rule.scale,
+                                                                         plan)
+      .run(backend, y, lse);
+}
+
+TEST_CASE("attention by matrix registers is the formula's, and a row's bits are its own") {
+  if (cpu_paths().back() < CpuPath::avx512_bf16) return;  // it rounds by that
+  CpuBackend<float> backend(1, CpuPath::avx512_bf16, CpuPrecision::bf16);
+  for (auto& p : problems<float>()) {
+    CAPTURE(p.dim);
+    attend_by_amx(backend, p.queries(p.q), p.keys(), p.the_rule(), p.queries(p.y),
+                  p.per_row(p.lse));
+    std::vector<double> y, lse;
+    p.expected(y, lse);
+    CHECK(difference(std::vector<double>(p.y.begin(), p.y.end()), y) < 0.03);
+    CHECK(difference(std::vector<double>(p.lse.begin(), p.lse.end()), lse) < 0.03);
+  }
+  const index_t rows = 150;
+  for (const index_t dim : {16, 40, 64})
+    for (const index_t window : {0, 40}) {
+      std::vector<index_t> begin(at(rows), 0), end(at(rows));
+      for (index_t n = 0; n < rows; ++n) end[at(n)] = n + 1;
+      Problem<float> all(dim, 6, {3, 0}, 1, window, rows, begin, end);
+      all.rule.mask.own_blocks = {0, 0};
+      Problem<float> few = all;
+      attend_by_amx(backend, all.queries(all.q), all.keys(), all.the_rule(), all.queries(all.y),
+                    all.per_row(all.lse));
+      for (index_t n = 0; n < rows; n += 5) {
+        const Range some{n, n + 5};
+        AttentionRule rule = all.the_rule();
+        rule.mask.begin = rule.mask.begin.rows(some);
+        rule.mask.end = rule.mask.end.rows(some);
+        // What lies behind the rows that were computed so far is not to be read.
+        Problem<float> now = all;
+        for (auto* x : {&now.kc, &now.vc})
+          std::fill(x->begin() + some.end * all.kv_heads * dim, x->end(),
+                    std::numeric_limits<float>::quiet_NaN());
+        attend_by_amx(backend, all.queries(all.q).rows(some), now.keys(), rule,
+                      few.queries(few.y).rows(some), few.per_row(few.lse).rows(some));
+      }
+      CHECK(same_bits(few.y, all.y));
+      CHECK(same_bits(few.lse, all.lse));
+    }
+}
+
+#endif
+
+TEST_CASE("tensors that do not fit q and the keys are refused") {
+  using P = Problem<float>;
+  P p(32, 4, {2, 0}, 8, 0, 20, {0, 0}, {10, 20});
+  CpuBackend<float> backend;
+  const View<float, 3> short_rows{p.y.data(), {p.rows, p.heads, p.dim - 1}};
+  const View<float, 2> fewer{p.lse.data(), {p.rows - 1, p.heads}};
+  CHECK_THROWS_WITH_AS(
+      attention(backend, p.queries(p.q), p.keys(), p.the_rule(), short_rows, p.per_row(p.lse)),
+      doctest::Contains("attention: y, dy and dq must have the shape of q"), Error);
+  CHECK_THROWS_WITH_AS(
+      attention(backend, p.queries(p.q), p.keys(), p.the_rule(), p.queries(p.y), fewer),
+      doctest::Contains("attention: lse and delta must have a number for each row and head of q"),
+      Error);
+  KeyValue<float> gradients = p.key_gradients();
+  gradients.v_context = gradients.v_context.rows({0, 19});
+  CHECK_THROWS_WITH_AS(
+      attention_backward(backend, p.queries(p.q), p.keys(), p.the_rule(), p.per_row(p.lse),
+                         p.per_row(p.delta), p.queries(p.dy), p.queries(p.dq), gradients),
+      doctest::Contains("attention: gradients of keys and values must have their shapes"), Error);
 }
 
 }  // namespace attention_test

@@ -1,8 +1,11 @@
 #pragma once
 
+#include <algorithm>
 #include <concepts>
+#include <initializer_list>
 #include <type_traits>
 
+#include "dflash/core/error.hpp"
 #include "dflash/core/tensor.hpp"
 
 namespace dflash {
@@ -90,5 +93,35 @@ struct AttentionRule {
   double scale = 1;        // of q k^T, before the softmax
   bool may_round = false;  // the factors, to the precision of products with weights
 };
+
+namespace detail {
+
+/// Whether two tensors have the same elements in the same places; of none, no shape is asked.
+template <class T, class U>
+bool same_shape(const View<T, 3>& x, const View<U, 3>& y) {
+  return std::equal(x.shape, x.shape + 3, y.shape) || (x.size() == 0 && y.size() == 0);
+}
+
+/// Error unless what is read or written beside q fits it: outputs and gradients have its shape,
+/// and lse and delta a number for each row and head.
+template <class T, class A>
+void check_beside(In<T, 3> q, std::initializer_list<In<T, 3>> like_q,
+                  std::initializer_list<In<A, 2>> of_rows) {
+  for (const In<T, 3>& x : like_q)
+    expects(same_shape(x, q), "attention: y, dy and dq must have the shape of q");
+  for (const In<A, 2>& x : of_rows)
+    expects(x.shape[0] == q.shape[0] && x.shape[1] == q.shape[1],
+            "attention: lse and delta must have a number for each row and head of q");
+}
+
+/// Error unless gradients of keys and values have their shapes.
+template <class T>
+void check_gradients(const KeyValue<const T>& kv, const KeyValue<const T>& dkv) {
+  expects(same_shape(dkv.k_context, kv.k_context) && same_shape(dkv.v_context, kv.v_context) &&
+              same_shape(dkv.k_block, kv.k_block) && same_shape(dkv.v_block, kv.v_block),
+          "attention: gradients of keys and values must have their shapes");
+}
+
+}  // namespace detail
 
 }  // namespace dflash

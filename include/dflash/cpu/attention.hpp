@@ -17,12 +17,14 @@ template <class T>
 void attention(CpuBackend<T>& backend, In<T, 3> q, KeyValue<const std::type_identity_t<T>> kv,
                AttentionRule rule, Out<T, 3> y, Out<T, 2> lse) {
   detail::check_attention(q, kv, rule);
+  detail::check_beside<T, T>(q, {y}, {lse});
   detail::AttentionPlan plan(backend, rule, q.shape[1]);
   detail::with_factors(backend, rule.may_round, [&]<class Factors>(Factors) {
-    if (detail::has_few_rows<T>(plan.rows(), q.shape[2]))
-      detail::AttentionOfFew<Factors, T>(backend, q, kv, rule.scale, plan).run(backend, y, lse);
-    else
-      detail::AttentionOfTiles<Factors, T>(backend, q, kv, rule.scale, plan).run(backend, y, lse);
+    if constexpr (Factors::takes_few)
+      if (detail::has_few_rows<T>(plan.rows(), q.shape[2]))
+        return detail::AttentionOfFew<Factors, T>(backend, q, kv, rule.scale, plan)
+            .run(backend, y, lse);
+    detail::AttentionOfTiles<Factors, T>(backend, q, kv, rule.scale, plan).run(backend, y, lse);
   });
 }
 

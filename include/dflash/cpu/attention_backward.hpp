@@ -35,6 +35,8 @@ void attention_backward(CpuBackend<T>& backend, In<T, 3> q,
   using namespace detail;
   const index_t dim = q.shape[2];
   check_attention(q, kv, rule);
+  check_beside<T, T>(q, {dy, dq}, {lse, delta});
+  check_gradients<T>(kv, dkv);
   AttentionPlan plan(backend, rule, q.shape[1]);
   const index_t work = 2 * q.size() * (kv.k_context.shape[0] + key_chunk);
   const GradientParts<T> parts(backend, plan, kv, dkv);

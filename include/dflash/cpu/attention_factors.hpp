@@ -20,6 +20,9 @@ struct PlainFactors {
   using Kernel = GemmKernel<T>;
   template <int Bytes>
   using Step = PlainStep<T, Bytes>;
+  /// Whether few rows have a way of their own, and whether keys of small blocks are packed
+  /// together.
+  static constexpr bool takes_few = true, packs_small_blocks = true;
 
   static Kernel kernel(CpuBackend<T>& backend) { return backend.gemm_kernel(); }
   /// Elements that n values make.
@@ -81,6 +84,7 @@ struct PairFactors {
   template <int Bytes>
   using Step = DotStep;
   using Kernel = GemmKernel<float, bfloat16_pair, bfloat16_pair>;
+  static constexpr bool takes_few = true, packs_small_blocks = true;
 
   static Kernel kernel(CpuBackend<float>& backend) {
     return bfloat16_kernel(backend.path(), false);
@@ -112,7 +116,7 @@ struct PairFactors {
   static Strided<Element> value_columns(const float* values, index_t step, Range slots, index_t dim,
                                         Element* room) {
     auto run = [=]() __attribute__((always_inline)) {
-      pair_values(values, step, slots, dim, room, value_step(dim));
+      pair_values(values, step, slots, pairs(slots), dim, room, value_step(dim));
     };
     run_avx512(run);
     return {room, 1, value_step(dim)};
@@ -123,7 +127,7 @@ struct PairFactors {
   }
   static const Element* pack_shares(const float* share, index_t lanes, Range slots, Element* room) {
     auto run = [=]() __attribute__((always_inline)) {
-      pair_values(share, lanes, slots, lanes, room, lanes);
+      pair_values(share, lanes, slots, pairs(slots), lanes, room, lanes);
     };
     run_avx512(run);
     return room;
@@ -138,12 +142,14 @@ struct PairFactors {
   [[gnu::always_inline]] static const Element* value_rows(const float* values, index_t& step,
                                                           Range slots, index_t dim, Element* to) {
     const index_t width = (dim + 15) / 16 * 16;
-    pair_values(values, step, slots, dim, to, width);
+    pair_values(values, step, slots, pairs(slots), dim, to, width);
     step = width;
     return to + slots.begin / 2 * width;
   }
 
- private:
+ protected:
+  /// The pairs in which some slots lie.
+  static constexpr Range pairs(Range slots) { return {first(slots.begin), depth(slots.end)}; }
   /// May write up to fifteen pairs behind the last row.
   static void round_rows(const float* x, index_t rows, index_t n, index_t x_row, Element* to,
                          index_t to_row) {
@@ -173,23 +179,75 @@ struct PairFactors {
       for (index_t i = 0; i < rows; ++i) *(Pairs16::Memory*)(to + (d / 2 + i) * to_step) = r[i];
     }
   }
-  /// Neighbouring values as rows of pairs, from the first pair with one in `slots` on; zeros where
-  /// there is none.                                                   to (pairs, whole vectors)
-  [[gnu::always_inline]] static void pair_values(const float* values, index_t step, Range slots,
-                                                 index_t dim, Element* to, index_t to_step) {
+  /// Elements d to d + 15 of a pair of neighbouring values, zeros for those that are not in
+  /// `slots`.
+  [[gnu::always_inline]] static void load_pair(const float* values, index_t step, Range slots,
+                                               index_t pair, index_t d, index_t dim,
+                                               Pairs16::Register& to) {
     alignas(64) static constexpr float zeros[64] = {};
-    for (index_t i = slots.begin / 2; i < depth(slots.end); ++i) {
-      const bool first = 2 * i >= slots.begin, second = 2 * i + 1 < slots.end;
-      for (index_t d = 0; d < dim; d += 16) {
-        Floats16::Register row, next;
-        Pairs16::Register pairs;
-        load_some(first ? values + 2 * i * step + d : zeros, dim - d, row);
-        load_some(second ? values + (2 * i + 1) * step + d : zeros, dim - d, next);
-        pair_rows(row, next, pairs);
-        *(Pairs16::Memory*)(to + i * to_step + d) = pairs;
-      }
-    }
+    const auto at = [&](index_t j) {
+      return j >= slots.begin && j < slots.end ? values + j * step + d : zeros;
+    };
+    Floats16::Register row, next;
+    load_some(at(2 * pair), dim - d, row);
+    load_some(at(2 * pair + 1), dim - d, next);
+    pair_rows(row, next, to);
   }
+  /// Neighbouring values as rows of pairs.                            to (pairs, whole vectors)
+  [[gnu::always_inline]] static void pair_values(const float* values, index_t step, Range slots,
+                                                 Range pairs, index_t dim, Element* to,
+                                                 index_t to_step) {
+    for (index_t i = pairs.begin; i < pairs.end; ++i)
+      for (index_t d = 0; d < dim; d += 16) {
+        Pairs16::Register some;
+        load_pair(values, step, slots, i, d, dim, some);
+        *(Pairs16::Memory*)(to + i * to_step + d) = some;
+      }
+  }
+};
+
+/// The same for matrix registers, which take sixteen pairs of a row of either factor: values are
+/// turned, so that those of one element follow each other. Few rows go the way of many, as no other
+/// instructions sum in this order.
+template <class Tiles>
+struct AmxFactors : PairFactors {
+  static constexpr bool takes_few = false, packs_small_blocks = false;
+
+  static Kernel kernel(CpuBackend<float>&) { return amx_kernel<Tiles>(false); }
+  static constexpr index_t depth(index_t n) { return (n + 31) / 32 * 16; }
+  static constexpr index_t first(index_t n) { return n / 32 * 16; }
+  static constexpr index_t value_step(index_t dim) { return depth(dim); }
+
+  static Strided<Element> value_columns(const float* values, index_t step, Range slots, index_t dim,
+                                        Element* room) {
+    auto run = [=]() __attribute__((always_inline)) {
+      for (index_t i = first(slots.begin); i < depth(slots.end); i += 16)
+        for (index_t d = 0; d < dim; d += 16) {
+          Pairs16::Register r[16];
+#pragma GCC unroll 16
+          for (int l = 0; l < 16; ++l) load_pair(values, step, slots, i + l, d, dim, r[l]);
+          turn(r);
+#pragma GCC unroll 16
+          for (int l = 0; l < 16; ++l) *(Pairs16::Memory*)(room + (d + l) * row_step + i) = r[l];
+        }
+    };
+    run_avx512(run);
+    return {room, row_step, 1};
+  }
+  static void pack_queries(const float* q, index_t lanes, index_t dim, Element* room, Element* to) {
+    round_rows(q, lanes, dim, dim, room, key_step(dim));
+    transpose(room, key_step(dim), depth(dim), lanes, to, lanes);
+  }
+  static const Element* pack_shares(const float* share, index_t lanes, Range slots, Element* room) {
+    auto run = [=]() __attribute__((always_inline)) {
+      pair_values(share, lanes, slots, {first(slots.begin), depth(slots.end)}, lanes, room, lanes);
+    };
+    run_avx512(run);
+    return room;
+  }
+
+ private:
+  static constexpr index_t row_step = key_chunk / 2;  // of a chunk's values, turned
 };
 
 #endif
@@ -199,9 +257,10 @@ template <class T, class F>
 void with_factors(CpuBackend<T>& backend, bool may_round, F f) {
 #if defined(__x86_64__)
   if constexpr (std::is_same_v<T, float>)
-    if (may_round && backend.precision() == CpuPrecision::bf16 &&
-        backend.path() == CpuPath::avx512_bf16)
-      return f(PairFactors());
+    if (may_round && backend.precision() == CpuPrecision::bf16) {
+      if (backend.path() == CpuPath::avx512_bf16) return f(PairFactors());
+      if (backend.path() == CpuPath::amx) return f(AmxFactors<AmxRegisters>());
+    }
 #endif
   f(PlainFactors<T>());
 }

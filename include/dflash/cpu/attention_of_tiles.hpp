@@ -25,7 +25,7 @@ class AttentionOfTiles {
         scale_(T(scale / natural_log_of_two)),
         plan_(plan),
         panels_{panel_lanes(kernel_)},
-        own_(plan, panels_.lanes, Factors::pitch) {
+        own_(plan, Factors::packs_small_blocks ? panels_.lanes : 0, Factors::pitch) {
     const index_t dim = q.shape[2], rows = panels_.whole(plan.rows()),
                   slots = std::max(key_chunk, own_.tile);
     sums_size_ = rows * (dim + 2) + panels_.lanes * (dim + key_chunk + own_.panel);
@@ -44,12 +44,14 @@ class AttentionOfTiles {
       const QueryTile tile = plan_.tile(plan_.tiles() - 1 - task / plan_.kv_heads(), g, thread);
       const Room room = this->room(thread);
       begin(tile, room);
+      if (kernel_.begin != nullptr) kernel_.begin();
       const auto add_one = [&](const KeyChunk& chunk) { add_chunk(tile, g, chunk, room); };
       for_each_context_chunk(tile, add_one);
       if (own_.small)
         add_small_blocks(tile, g, room);
       else
         for_each_own_chunk(tile, add_one);
+      if (kernel_.end != nullptr) kernel_.end();
       end(tile, room, y, lse);
     });
   }

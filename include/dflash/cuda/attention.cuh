@@ -18,6 +18,7 @@ namespace dflash {
 template <class T>
 void attention(CudaBackend<T>& backend, In<T, 3> q, KeyValue<const std::type_identity_t<T>> kv,
                AttentionRule rule, Out<T, 3> y, Out<float, 2> lse) {
+  detail::check_beside<T, float>(q, {y}, {lse});
   const cuda::AttentionPlan<T> plan(backend, q, kv, rule, {y.data});
   if (q.size() == 0) return;  // a rank may hold no heads
   if constexpr (std::is_same_v<T, float>) {

@@ -57,6 +57,8 @@ void attention_backward(CudaBackend<T>& backend, In<T, 3> q,
                         KeyValue<const std::type_identity_t<T>> kv, AttentionRule rule,
                         In<float, 2> lse, In<float, 2> delta, In<T, 3> dy, Out<T, 3> dq,
                         KeyValue<std::type_identity_t<T>> dkv) {
+  detail::check_beside<T, float>(q, {dy, dq}, {lse, delta});
+  detail::check_gradients<T>(kv, dkv);
   const cuda::AttentionPlan<T> plan(backend, q, kv, rule,
                                     {dy.data, dq.data, dkv.k_context.data, dkv.v_context.data,
                                      dkv.k_block.data, dkv.v_block.data});
