@@ -39,9 +39,8 @@ void run_ranks(int ranks, Body body, ThreadOptions options = {}) {
   ThreadCommunicator::run(
       ranks,
       [&](ThreadCommunicator host) {
-#if defined(__CUDACC__)
+        // Of one device, whoever frees memory would wait for the other ranks' work too.
         cuda_expects(cudaSetDevice(host.rank()), "the rank's GPU");
-#endif
         body(std::move(host));
       },
       options);

@@ -13,8 +13,11 @@
 
 namespace cuda_emulation {
 
+thread_local int current_device = 0;
+
 /// Work in order, run by whoever waits for it, one piece at a time.
 struct Stream {
+  const int device = current_device;
   std::mutex queue_mutex;
   std::condition_variable changed;
   bool running = false;
@@ -137,7 +140,6 @@ cudaError_t cudaGetLastError() { return cudaSuccess; }
 
 // Several devices, so that ranks may hold one each; there is no difference between them.
 static bool is_device(int device) { return device >= 0 && device < 4; }
-static thread_local int current_device = 0;
 cudaError_t cudaGetDeviceCount(int* count) {
   *count = 4;
   return cudaSuccess;
@@ -165,7 +167,8 @@ cudaError_t cudaDeviceSynchronize() {
   std::vector<Stream*> all;
   {
     std::lock_guard lock(registry_mutex);
-    all = streams;
+    for (Stream* stream : streams)
+      if (stream->device == current_device) all.push_back(stream);
   }
   all.push_back(&stream_of(nullptr));
   for (Stream* stream : all) stream->run_to(stream->last());
