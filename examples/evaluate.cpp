@@ -5,6 +5,7 @@
 
 #include "device.hpp"
 #include "guarded.hpp"
+#include "number_checks.hpp"
 #include "tokenized_data.hpp"
 
 using namespace dflash;
@@ -33,16 +34,16 @@ struct Options {
     app.add_option("--chat-template", chat_template, "default: the tokenizer's own");
     app.add_option("--max-new-tokens", max_new_tokens)
         ->capture_default_str()
-        ->check(CLI::PositiveNumber);
+        ->check(examples::above_zero());
     app.add_option("--limit", limit, "use no more prompts than this; 0: all")
         ->capture_default_str()
-        ->check(CLI::NonNegativeNumber);
+        ->check(examples::not_below_zero());
     app.add_option("--temperature", temperature, "0: greedy")
         ->capture_default_str()
-        ->check(CLI::NonNegativeNumber);
+        ->check(examples::not_below_zero());
     app.add_option("--draft-temperature", draft_temperature, "of the proposals when sampling")
         ->capture_default_str()
-        ->check(CLI::NonNegativeNumber);
+        ->check(examples::not_below_zero());
     app.add_option("--seed", seed, "of sampling")->capture_default_str();
     app.add_option("--mask-token-id", mask_token_id, "default: the draft config's");
     app.add_flag("--published-sliding", published_sliding,
@@ -53,7 +54,7 @@ struct Options {
     storage.add_to(app);
     app.add_option("--threads", threads, "0: one per core")
         ->capture_default_str()
-        ->check(CLI::NonNegativeNumber);
+        ->check(examples::not_below_zero());
     device.add_to(app);
   }
 };
@@ -204,6 +205,7 @@ int main(int argc, char** argv) {
       std::printf("\n");
     }
     if (!options.show.empty()) show_answer(chat, decoder, decode, options.show);
-    return compare && totals.identical != totals.prompts ? 1 : 0;
+    return examples::Device::rows_keep_bits && compare && totals.identical != totals.prompts ? 1
+                                                                                             : 0;
   });
 }

@@ -10,6 +10,7 @@
 #include "device.hpp"
 #include "guarded.hpp"
 #include "launch.hpp"
+#include "number_checks.hpp"
 #include "store_options.hpp"
 #include "tokenized_data.hpp"
 
@@ -36,15 +37,15 @@ struct Options {
         ->capture_default_str();
     app.add_option("--batch-size", batch_size, "samples that pass the target together")
         ->capture_default_str()
-        ->check(CLI::PositiveNumber);
+        ->check(examples::above_zero());
     app.add_option("--tp-size", tensor_parallel, "ranks that hold the target together")
         ->capture_default_str()
-        ->check(CLI::PositiveNumber);
+        ->check(examples::above_zero());
     device.add_to(app);
     storage.add_to(app);
     app.add_option("--threads", threads, examples::Device::threads_help)
         ->capture_default_str()
-        ->check(CLI::NonNegativeNumber);
+        ->check(examples::not_below_zero());
   }
 };
 

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "dflash/any_backend.hpp"
+#include "number_checks.hpp"
 
 namespace examples {
 
@@ -26,18 +27,18 @@ struct StoreOptions {
     app.add_option("--num-draft-layers", num_draft_layers,
                    "capture as many layers as a draft of this depth sees by default")
         ->capture_default_str()
-        ->check(CLI::PositiveNumber);
+        ->check(above_zero());
     app.add_option("--target-layer-ids", layer_ids, "capture just these layers");
     app.add_option("--block-size", block_size, "that the sample filter counts in")
         ->capture_default_str()
-        ->check(CLI::PositiveNumber);
+        ->check(above_zero());
     app.add_option("--dtype", dtype,
                    "of the stored states: target, bf16, f32 or f8_e4m3 (a scale per row)")
         ->check(CLI::IsMember({"target", "bf16", "f32", "f8_e4m3"}))
         ->capture_default_str();
     app.add_option("--shard-size", shard_mib, "MiB of a shard")
         ->capture_default_str()
-        ->check(CLI::PositiveNumber);
+        ->check(above_zero());
   }
 
   index_t blocks_of() const {

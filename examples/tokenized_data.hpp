@@ -10,6 +10,7 @@
 
 #include "dflash/any_backend.hpp"
 #include "dflash/text.hpp"
+#include "number_checks.hpp"
 
 namespace examples {
 
@@ -46,14 +47,14 @@ struct DataOptions {
                    "name of a template; default: the tokenizer's own");
     app.add_option("--max-length", max_length, "tokens of a sample, the rest is cut off")
         ->capture_default_str()
-        ->check(CLI::PositiveNumber);
+        ->check(above_zero());
     app.add_option("--sample-filter", filter,
                    "min-loss: two blocks' worth of supervised tokens in whole blocks; "
                    "adjacent-pair: two neighbouring ones")
         ->capture_default_str();
     app.add_option("--num-samples", num_samples, "read no more samples than this; 0: all")
         ->capture_default_str()
-        ->check(CLI::NonNegativeNumber);
+        ->check(not_below_zero());
     app.add_flag("--is-preformatted", is_preformatted, "every line has \"text\", already rendered");
     app.add_flag("--train-only-last-turn", last_turn_only);
     app.add_flag("--skip-bad-lines", skip_bad_lines, "count lines that fail instead of stopping");

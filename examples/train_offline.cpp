@@ -1,5 +1,6 @@
 // Trains a DFlash draft from captured hidden states:
-//   prepare_hidden_states --target-model-path T --data-path D.jsonl --output-path STORE
+//   prepare_hidden_states --target-model-path T --model-type dflash --data-path D.jsonl
+//     --output-path STORE
 //   train_offline --target-model-path T --train-hidden-states-path STORE --output-dir OUT
 // On several ranks: --ranks 4 --sp-ulysses-size 2, or under mpirun as train_offline_mpi. On GPUs:
 // train_offline_gpu.
@@ -150,16 +151,22 @@ int main(int argc, char** argv) {
                   << " left out\n";
       }
     }
-    if (dataset.size() == 0) throw Error(options.store.string() + " holds no samples");
+    if (dataset.size() == 0)
+      throw Error(options.store.string() + " holds no " +
+                  (options.skip_corrupt ? "undamaged samples" : "samples"));
     const StoreDescription& store = dataset.description();
     const DraftConfig config = options.draft_config(store.layer_ids, store.block_size);
     TrainingPlan plan = options.training_plan(config, launcher.ranks(), store.rows / store.samples,
                                               size_of(store.dtype));
     plan.batches = 2;  // Prefetch makes one ahead
     if (options.plan) {
-      if (launcher.first()) std::cout << plan.text();
+      if (launcher.first())
+        std::cout << "for samples of " << plan.sample_tokens
+                  << " tokens, the store's mean; longer ones need more\n"
+                  << plan.text();
       return 0;
     }
+    if (launcher.first()) std::cout << examples::description(config);
     const int threads = launcher.threads(options.threads);
     launcher.run([&](auto world) { train(std::move(world), options, dataset, config, threads); });
     return 0;

@@ -157,6 +157,7 @@ int main(int argc, char** argv) {
     const auto data = examples::read_samples(options.data, tokenizer,
                                              {.block_size = config.block_size}, target.vocabulary);
     if (launcher.first()) data.print();
+    if (launcher.first()) std::cout << examples::description(config);
     const int threads = launcher.threads(options.threads);
     launcher.run([&](auto world) { train(std::move(world), options, data, config, threads); });
     return 0;

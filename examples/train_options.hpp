@@ -11,6 +11,7 @@
 #include "device.hpp"
 #include "dflash/any_backend.hpp"
 #include "dflash/text/tokenizer.hpp"
+#include "number_checks.hpp"
 
 namespace examples {
 
@@ -19,7 +20,8 @@ using dflash::index_t;
 /// The flags that both trainers share, with the reference's names and defaults.
 struct TrainOptions {
   std::filesystem::path target_model_path, draft_config_path, draft_checkpoint_path, output_dir;
-  index_t block_size = 0, num_draft_layers = 1, num_anchors = 512;
+  index_t block_size = 0, num_anchors = 512;
+  std::optional<index_t> num_draft_layers;
   std::optional<std::int32_t> mask_token_id;
   std::string anchor_rule = "pair";
   dflash::LossOptions loss;
@@ -47,14 +49,14 @@ struct TrainOptions {
                    "start from the weights of this draft folder");
     app.add_option("--block-size", block_size,
                    "tokens per block; without it the draft config's, else the data's")
-        ->check(CLI::PositiveNumber);
-    app.add_option("--num-draft-layers", num_draft_layers, "of a draft made to fit the target")
-        ->capture_default_str()
-        ->check(CLI::PositiveNumber);
+        ->check(above_zero());
+    app.add_option("--num-draft-layers", num_draft_layers,
+                   "of a draft made to fit the target; without it 1")
+        ->check(above_zero());
     app.add_option("--mask-token-id", mask_token_id, "without it: draft config, then tokenizer");
     app.add_option("--num-anchors", num_anchors, "blocks per sample, at most")
         ->capture_default_str()
-        ->check(CLI::PositiveNumber);
+        ->check(above_zero());
     app.add_option("--anchor-rule", anchor_rule,
                    "pair: anchor and next token supervised; start: whole blocks only")
         ->check(CLI::IsMember({"pair", "start"}))
@@ -75,46 +77,44 @@ struct TrainOptions {
         ->capture_default_str();
     app.add_option("--max-grad-norm", max_grad_norm, "0: no clipping")
         ->capture_default_str()
-        ->check(CLI::NonNegativeNumber);
-    app.add_option("--weight-decay", weight_decay)
-        ->capture_default_str()
-        ->check(CLI::NonNegativeNumber);
-    app.add_option("--num-epochs", num_epochs)->capture_default_str()->check(CLI::PositiveNumber);
+        ->check(not_below_zero());
+    app.add_option("--weight-decay", weight_decay)->capture_default_str()->check(not_below_zero());
+    app.add_option("--num-epochs", num_epochs)->capture_default_str()->check(above_zero());
     app.add_option("--max-steps", max_steps, "optimizer steps; overrides --num-epochs")
-        ->check(CLI::PositiveNumber);
+        ->check(above_zero());
     app.add_option("--batch-size", batch_size, "samples per micro-step over all replicas")
         ->capture_default_str()
-        ->check(CLI::PositiveNumber);
+        ->check(above_zero());
     app.add_option("--accumulation-steps", accumulation_steps)
         ->capture_default_str()
-        ->check(CLI::PositiveNumber);
+        ->check(above_zero());
     app.add_option("--log-interval", log_interval, "steps")
         ->capture_default_str()
-        ->check(CLI::PositiveNumber);
+        ->check(above_zero());
     app.add_option("--save-interval", save_interval, "steps; 0: at the end only")
         ->capture_default_str()
-        ->check(CLI::NonNegativeNumber);
+        ->check(not_below_zero());
     app.add_option("--max-checkpoints", max_checkpoints, "keep the newest ones; 0: all")
         ->capture_default_str()
-        ->check(CLI::NonNegativeNumber);
+        ->check(not_below_zero());
     app.add_option("--export-dtype", export_dtype, "of model.safetensors: f32 or bf16")
         ->capture_default_str();
     app.add_option("--seed", seed)->capture_default_str();
     app.add_option("--threads", threads, Device::threads_help)
         ->capture_default_str()
-        ->check(CLI::NonNegativeNumber);
+        ->check(not_below_zero());
     device.add_to(app);
     device.add_head_to(app);
     app.add_option("--sp-ulysses-size", layout.ulysses, "ranks that share a batch by heads")
         ->capture_default_str()
-        ->check(CLI::PositiveNumber);
+        ->check(above_zero());
     app.add_option("--sp-ring-size", layout.ring, "ranks that share a batch by context stripes")
         ->capture_default_str()
-        ->check(CLI::PositiveNumber);
+        ->check(above_zero());
     app.add_option("--tp-size", tensor_parallel,
                    "ranks that hold the target together: its embedding and head, and online all")
         ->capture_default_str()
-        ->check(CLI::PositiveNumber);
+        ->check(above_zero());
     app.add_flag("--plan", plan, "print memory, bytes sent and read per step, and end");
     app.add_flag("--resume", resume, "go on from the newest checkpoint in --output-dir, if any");
     app.add_flag("--save-initial", save_initial, "a checkpoint before the first step as well");
@@ -128,7 +128,7 @@ struct TrainOptions {
   /// The layers that an online trainer captures: the draft config's, or as many as it has layers.
   std::vector<index_t> layer_ids(index_t target_layers) const {
     return given_config().empty()
-               ? dflash::default_target_layer_ids(target_layers, num_draft_layers)
+               ? dflash::default_target_layer_ids(target_layers, num_draft_layers.value_or(1))
                : dflash::DraftConfig::read(given_config()).target_layer_ids;
   }
 
@@ -140,12 +140,15 @@ struct TrainOptions {
     const std::string given = given_config().string();
     dflash::DraftConfig draft;
     if (given.empty()) {
-      draft = dflash::DraftConfig::for_target(target, num_draft_layers,
+      draft = dflash::DraftConfig::for_target(target, num_draft_layers.value_or(1),
                                               block_size > 0 ? block_size : data_block_size,
                                               target_file.string());
       draft.target_layer_ids = layer_ids;
     } else {
       draft = dflash::DraftConfig::read(given);
+      if (num_draft_layers && *num_draft_layers != draft.layers)
+        throw dflash::Error("--num-draft-layers is " + std::to_string(*num_draft_layers) +
+                            ", but the draft of " + given + " has " + std::to_string(draft.layers));
       if (block_size > 0) draft.block_size = block_size;
       if (draft.target_layer_ids != layer_ids)
         throw dflash::Error(given + ": target_layer_ids is " +

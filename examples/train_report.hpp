@@ -15,6 +15,14 @@ dflash::Parameters<B> initial_weights(B& backend, const dflash::DraftConfig& con
              : dflash::read_parameters(backend, config, options.draft_checkpoint_path);
 }
 
+/// What is trained, in a line.
+inline std::string description(const dflash::DraftConfig& draft) {
+  return "draft: " + std::to_string(draft.layers) + (draft.layers == 1 ? " layer" : " layers") +
+         " of " + std::to_string(draft.shape.hidden) + ", on target layers " +
+         nlohmann::json(draft.target_layer_ids).dump() + ", blocks of " +
+         std::to_string(draft.block_size) + "\n";
+}
+
 /// Loads the newest checkpoint if there is one and --resume asks for it, on any number of ranks.
 /// Returns the steps done.
 template <class B, class C>
@@ -33,8 +41,12 @@ index_t resumed_step(const TrainOptions& options, C& world, dflash::ShardedAdamW
   optimizer.fill_whole(weights.flat(), [&](dflash::AdamW<B>& whole) {
     state = dflash::load_checkpoint(*latest, whole, weights.flat(), contract);
   });
-  if (world.rank() == 0) std::cout << "resuming from " << latest->string() << "\n";
-  return dflash::required<index_t>(state, "step", *latest / "trainer_state.json");
+  const auto done = dflash::required<index_t>(state, "step", *latest / "trainer_state.json");
+  if (world.rank() == 0)
+    std::cout << "resuming from " << latest->string()
+              << (done == contract.at("total_steps").get<index_t>() ? ", which is the last" : "")
+              << "\n";
+  return done;
 }
 
 /// Shows progress, and writes log.jsonl: on one rank of the world.

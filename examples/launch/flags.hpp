@@ -5,6 +5,8 @@
 #include <optional>
 #include <sstream>
 
+#include "number_checks.hpp"
+
 namespace examples {
 
 /// Reads the flags. Returns the status to end with, if that is all there was to do: what is wrong
@@ -26,7 +28,7 @@ struct TimeOutFlag {
   void add_to(CLI::App& app) {
     app.add_option("--dist-timeout", minutes, "minutes a rank waits for another")
         ->capture_default_str()
-        ->check(CLI::PositiveNumber);
+        ->check(above_zero());
   }
   std::chrono::duration<double> time() const { return std::chrono::duration<double>(60 * minutes); }
 };

@@ -7,6 +7,7 @@
 #include "dflash/comm/thread_communicator.hpp"
 #include "guarded.hpp"
 #include "launch/flags.hpp"
+#include "number_checks.hpp"
 
 namespace examples {
 
@@ -25,7 +26,7 @@ class ThreadLauncher {
  protected:
   /// Reads the flags, see read_flags. `each` says what a rank is.
   std::optional<int> parse(CLI::App& app, int argc, char** argv, const char* each) {
-    app.add_option("--ranks", ranks_, each)->capture_default_str()->check(CLI::PositiveNumber);
+    app.add_option("--ranks", ranks_, each)->capture_default_str()->check(above_zero());
     time_out_.add_to(app);
     return read_flags(app, argc, argv);
   }

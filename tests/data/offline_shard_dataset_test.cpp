@@ -111,15 +111,15 @@ TEST_CASE("a store that is not what the trainer needs is refused with field and 
                       .hidden_size = 4})
             .empty());
   CHECK(complaint_of({.model_type = "eagle3"}) ==
-        start + "\"model_type\" is \"dflash\", but the trainer's target has \"eagle3\"");
+        start + "\"model_type\" is \"dflash\", but the trainer needs \"eagle3\"");
   CHECK(complaint_of({.target_fingerprint = "xxh3:7"}) ==
-        start + "\"target_fingerprint\" is \"xxh3:1\", but the trainer's target has \"xxh3:7\"");
+        start + "\"target_fingerprint\" is \"xxh3:1\", but the trainer needs \"xxh3:7\"");
   CHECK(complaint_of({.tokenizer_fingerprint = "xxh3:7"}) ==
-        start + "\"tokenizer_fingerprint\" is \"xxh3:2\", but the trainer's target has \"xxh3:7\"");
+        start + "\"tokenizer_fingerprint\" is \"xxh3:2\", but the trainer needs \"xxh3:7\"");
   CHECK(complaint_of({.layer_ids = {1, 3, 5}}) ==
-        start + "\"layer_ids\" is [1,5,3], but the trainer's target has [1,3,5]");
+        start + "\"layer_ids\" is [1,5,3], but the trainer needs [1,3,5]");
   CHECK(complaint_of({.hidden_size = 8}) ==
-        start + "\"hidden_size\" is 4, but the trainer's target has 8");
+        start + "\"hidden_size\" is 4, but the trainer needs 8");
 }
 
 TEST_CASE("an unfinished store is refused unless asked for") {

@@ -14,6 +14,9 @@ struct Device {
   using Backend = dflash::CpuBackend<float>;
   using Head = std::variant<dflash::VocabularySlice<float>>;
   static constexpr const char* export_dtype = "f32";
+  /// Whether a row has the same bits however many are computed at once, so that speculative
+  /// decoding gives the answers of plain decoding.
+  static constexpr bool rows_keep_bits = true;
   static constexpr const char* threads_help = "of each rank; 0: the cores, shared out";
 
   std::string name = "cpu", precision = "fp32", head_precision;

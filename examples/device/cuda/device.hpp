@@ -16,6 +16,7 @@ struct Device {
   using Slice = dflash::VocabularySlice<dflash::bfloat16>;
   using Head = std::variant<Slice, dflash::PreparedSlice<dflash::Float8Head<dflash::bfloat16>>>;
   static constexpr const char* export_dtype = "bf16";
+  static constexpr bool rows_keep_bits = false;  // cuBLASLt chooses by the number of rows
   static constexpr const char* threads_help = "of the programs without _gpu: no effect here";
 
   std::string name = "cuda", precision = "bf16", head_precision = "bf16";

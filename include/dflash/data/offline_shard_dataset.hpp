@@ -118,7 +118,7 @@ class OfflineShardDataset {
                            const nlohmann::json& wanted, bool asked) {
       if (asked && found != wanted)
         throw Error((folder_ / "store.json").string() + ": field \"" + field + "\" is " +
-                    text_of(found) + ", but the trainer's target has " + text_of(wanted));
+                    text_of(found) + ", but the trainer needs " + text_of(wanted));
     };
     const auto& d = description_;
     check("model_type", d.model_type, e.model_type, !e.model_type.empty());
