@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what the tests need, builds them and runs them. The last line is "N passed, N failed".
-#   ./test.sh          everything that fits into 25 minutes on two cores
+#   ./test.sh          everything that fits into half an hour on two cores
 #   ./test.sh --all    the full matrix: MPI on every number of ranks, oneDNN, all tests under each sanitizer
 set -uo pipefail
 cd "$(dirname "$0")"
