@@ -156,8 +156,10 @@ int main(int argc, char** argv) {
     const Tokenizer tokenizer(options.target_model_path);
     const auto data = examples::read_samples(options.data, tokenizer,
                                              {.block_size = config.block_size}, target.vocabulary);
-    if (launcher.first()) data.print();
-    if (launcher.first()) std::cout << examples::description(config);
+    if (launcher.first()) {
+      data.print();
+      std::cout << examples::description(config);
+    }
     const int threads = launcher.threads(options.threads);
     launcher.run([&](auto world) { train(std::move(world), options, data, config, threads); });
     return 0;

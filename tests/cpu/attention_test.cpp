@@ -276,41 +276,52 @@ TEST_CASE_TEMPLATE("a block's output does not depend on its neighbours or its pl
     }
 }
 
+/// Causal rows one at a time or a few have the bits of all at once; `attend` takes what attention
+/// does, behind the backend.
+template <class T, class Attend>
+void check_causal_parts(index_t dim, index_t heads, HeadGroups groups, Attend attend) {
+  const index_t rows = 150;
+  for (index_t window : {0, 40}) {
+    std::vector<index_t> begin(at(rows), 0), end(at(rows));
+    for (index_t n = 0; n < rows; ++n) end[at(n)] = n;
+    Problem<T> all(dim, heads, groups, 1, window, rows, begin, end);
+    all.kc = all.kb;  // the context is the rows themselves
+    all.vc = all.vb;
+    attend(all.queries(all.q), all.keys(), all.the_rule(), all.queries(all.y),
+           all.per_row(all.lse));
+    for (index_t step : {1, 5}) {
+      Problem<T> cached = all;
+      cached.y.assign(all.y.size(), T(0));
+      cached.lse.assign(all.lse.size(), T(0));
+      for (index_t n = 0; n < rows; n += step) {
+        // What lies behind the rows that were computed so far is not to be read.
+        const Range some{n, n + step};
+        const index_t later = some.end * all.kv_heads * dim;
+        Problem<T> now = all;
+        std::fill(now.kc.begin() + later, now.kc.end(), std::numeric_limits<T>::quiet_NaN());
+        std::fill(now.vc.begin() + later, now.vc.end(), std::numeric_limits<T>::quiet_NaN());
+        AttentionRule rule = all.the_rule();
+        rule.mask.begin = rule.mask.begin.rows(some);
+        rule.mask.end = rule.mask.end.rows(some);
+        KeyValue<T> kv = now.keys();
+        kv.k_block = kv.k_block.rows(some);
+        kv.v_block = kv.v_block.rows(some);
+        attend(now.queries(now.q).rows(some), kv, rule, cached.queries(cached.y).rows(some),
+               cached.per_row(cached.lse).rows(some));
+      }
+      CHECK(same_bits(cached.y, all.y));
+      CHECK(same_bits(cached.lse, all.lse));
+    }
+  }
+}
+
 TEST_CASE_TEMPLATE("causal rows one at a time or a few have the bits of all at once", T, float,
                    double) {
-  const index_t rows = 150, heads = 4, dim = 16;
-  for (const auto& [path, precision] : attention_ways<T>())
-    for (index_t window : {0, 40}) {
-      std::vector<index_t> begin(at(rows), 0), end(at(rows));
-      for (index_t n = 0; n < rows; ++n) end[at(n)] = n;
-      Problem<T> all(dim, heads, {2, 0}, 1, window, rows, begin, end);
-      all.kc = all.kb;  // the context is the rows themselves
-      all.vc = all.vb;
-      CpuBackend<T> backend(1, path, precision);
-      all.forward(backend);
-      for (index_t step : {1, 5}) {
-        Problem<T> cached = all;
-        cached.y.assign(all.y.size(), T(0));
-        for (index_t n = 0; n < rows; n += step) {
-          // What lies behind the rows that were computed so far is not to be read.
-          const index_t later = (n + step) * all.kv_heads * dim;
-          Problem<T> now = all;
-          std::fill(now.kc.begin() + later, now.kc.end(), std::numeric_limits<T>::quiet_NaN());
-          std::fill(now.vc.begin() + later, now.vc.end(), std::numeric_limits<T>::quiet_NaN());
-          AttentionRule rule = all.the_rule();
-          rule.mask.begin = rule.mask.begin.rows({n, n + step});
-          rule.mask.end = rule.mask.end.rows({n, n + step});
-          KeyValue<T> kv = now.keys();
-          kv.k_block = kv.k_block.rows({n, n + step});
-          kv.v_block = kv.v_block.rows({n, n + step});
-          attention(backend, now.queries(now.q).rows({n, n + step}), kv, rule,
-                    cached.queries(cached.y).rows({n, n + step}),
-                    cached.per_row(cached.lse).rows({n, n + step}));
-        }
-        CHECK(same_bits(cached.y, all.y));
-        CHECK(same_bits(cached.lse, all.lse));
-      }
-    }
+  for (const auto& [path, precision] : attention_ways<T>()) {
+    CpuBackend<T> backend(1, path, precision);
+    check_causal_parts<T>(16, 4, {2, 0},
+                          [&](auto&&... tensors) { attention(backend, tensors...); });
+  }
 }
 
 TEST_CASE("rows without keys give zero, and keys that nobody sees are not touched") {
@@ -412,32 +423,9 @@ TEST_CASE("attention by matrix registers is the formula's, and a row's bits are 
     CHECK(difference(std::vector<double>(p.y.begin(), p.y.end()), y) < 0.03);
     CHECK(difference(std::vector<double>(p.lse.begin(), p.lse.end()), lse) < 0.03);
   }
-  const index_t rows = 150;
   for (const index_t dim : {16, 40, 64})
-    for (const index_t window : {0, 40}) {
-      std::vector<index_t> begin(at(rows), 0), end(at(rows));
-      for (index_t n = 0; n < rows; ++n) end[at(n)] = n + 1;
-      Problem<float> all(dim, 6, {3, 0}, 1, window, rows, begin, end);
-      all.rule.mask.own_blocks = {0, 0};
-      Problem<float> few = all;
-      attend_by_amx(backend, all.queries(all.q), all.keys(), all.the_rule(), all.queries(all.y),
-                    all.per_row(all.lse));
-      for (index_t n = 0; n < rows; n += 5) {
-        const Range some{n, n + 5};
-        AttentionRule rule = all.the_rule();
-        rule.mask.begin = rule.mask.begin.rows(some);
-        rule.mask.end = rule.mask.end.rows(some);
-        // What lies behind the rows that were computed so far is not to be read.
-        Problem<float> now = all;
-        for (auto* x : {&now.kc, &now.vc})
-          std::fill(x->begin() + some.end * all.kv_heads * dim, x->end(),
-                    std::numeric_limits<float>::quiet_NaN());
-        attend_by_amx(backend, all.queries(all.q).rows(some), now.keys(), rule,
-                      few.queries(few.y).rows(some), few.per_row(few.lse).rows(some));
-      }
-      CHECK(same_bits(few.y, all.y));
-      CHECK(same_bits(few.lse, all.lse));
-    }
+    check_causal_parts<float>(dim, 6, {3, 0},
+                              [&](auto&&... tensors) { attend_by_amx(backend, tensors...); });
 }
 
 #endif

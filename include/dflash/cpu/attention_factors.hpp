@@ -78,48 +78,27 @@ struct PlainFactors {
 
 #if defined(__x86_64__)
 
-/// Factors rounded to bfloat16, in pairs.
-struct PairFactors {
+/// Factors rounded to bfloat16, in pairs of which `whole` are taken at once.
+template <index_t whole>
+struct PairsOf {
   using Element = bfloat16_pair;
-  template <int Bytes>
-  using Step = DotStep;
   using Kernel = GemmKernel<float, bfloat16_pair, bfloat16_pair>;
-  static constexpr bool takes_few = true, packs_small_blocks = true;
 
-  static Kernel kernel(CpuBackend<float>& backend) {
-    return bfloat16_kernel(backend.path(), false);
-  }
-  static constexpr index_t depth(index_t n) { return (n + 1) / 2; }
-  static constexpr index_t first(index_t n) { return n / 2; }
+  static constexpr index_t depth(index_t n) { return (n + 2 * whole - 1) / (2 * whole) * whole; }
+  static constexpr index_t first(index_t n) { return n / (2 * whole) * whole; }
+
   template <class F>
   static void on_vectors(CpuPath, F f) {
     auto run = [&]() __attribute__((always_inline)) { f(std::integral_constant<int, 64>()); };
     run_avx512(run);
   }
-  /// May write up to fifteen pairs behind the last row.
-  static const Element* left(CpuPath, const float* x, index_t rows, index_t n, index_t x_row,
-                             Element* to) {
-    round_rows(x, rows, n, x_row, to, depth(x_row));
-    return to;
-  }
 
-  static constexpr index_t pitch(index_t keys) { return 2 * depth(keys); }
   static constexpr index_t key_step(index_t dim) { return (dim + 31) / 32 * 16; }
-  static constexpr index_t value_step(index_t dim) { return (dim + 15) / 16 * 16; }
-
   static Strided<Element> key_rows(const float* keys, index_t step, Range slots, index_t dim,
                                    Element* room) {
     round_rows(keys + slots.begin * step, slots.size(), dim, step,
                room + slots.begin * key_step(dim), key_step(dim));
     return {room, key_step(dim), 1};
-  }
-  static Strided<Element> value_columns(const float* values, index_t step, Range slots, index_t dim,
-                                        Element* room) {
-    auto run = [=]() __attribute__((always_inline)) {
-      pair_values(values, step, slots, pairs(slots), dim, room, value_step(dim));
-    };
-    run_avx512(run);
-    return {room, 1, value_step(dim)};
   }
   static void pack_queries(const float* q, index_t lanes, index_t dim, Element* room, Element* to) {
     round_rows(q, lanes, dim, dim, room, key_step(dim));
@@ -133,22 +112,8 @@ struct PairFactors {
     return room;
   }
 
-  template <int>
-  [[gnu::always_inline]] static void turn_keys(const float* keys, index_t step, Range slots,
-                                               index_t dim, Element* to) {
-    for (index_t j = slots.begin / 16 * 16; j < slots.end; j += 16)
-      turn_pairs(keys, step, slots, dim, j, to + j, key_chunk);
-  }
-  [[gnu::always_inline]] static const Element* value_rows(const float* values, index_t& step,
-                                                          Range slots, index_t dim, Element* to) {
-    const index_t width = (dim + 15) / 16 * 16;
-    pair_values(values, step, slots, pairs(slots), dim, to, width);
-    step = width;
-    return to + slots.begin / 2 * width;
-  }
-
  protected:
-  /// The pairs in which some slots lie.
+  /// The pairs that are taken for some slots.
   static constexpr Range pairs(Range slots) { return {first(slots.begin), depth(slots.end)}; }
   /// May write up to fifteen pairs behind the last row.
   static void round_rows(const float* x, index_t rows, index_t n, index_t x_row, Element* to,
@@ -162,22 +127,6 @@ struct PairFactors {
         }
     };
     run_avx512(run);
-  }
-  /// Keys j to j + 15 as columns; where there is no key, some other: nobody sees it.
-  [[gnu::always_inline]] static void turn_pairs(const float* keys, index_t step, Range slots,
-                                                index_t dim, index_t j, Element* to,
-                                                index_t to_step) {
-    const float* key[16];
-    for (int l = 0; l < 16; ++l)
-      key[l] = keys + std::clamp(j + l, slots.begin, slots.end - 1) * step;
-    for (index_t d = 0; d < dim; d += 32) {
-      Pairs16::Register r[16];
-#pragma GCC unroll 16
-      for (int l = 0; l < 16; ++l) load_pairs(key[l] + d, dim - d, r[l]);
-      turn(r);
-      const index_t rows = std::min<index_t>(depth(dim - d), 16);
-      for (index_t i = 0; i < rows; ++i) *(Pairs16::Memory*)(to + (d / 2 + i) * to_step) = r[i];
-    }
   }
   /// Elements d to d + 15 of a pair of neighbouring values, zeros for those that are not in
   /// `slots`.
@@ -206,22 +155,82 @@ struct PairFactors {
   }
 };
 
-/// The same for matrix registers, which take sixteen pairs of a row of either factor: values are
+/// For AVX512-BF16's dot product.
+struct PairFactors : PairsOf<1> {
+  template <int Bytes>
+  using Step = DotStep;
+  static constexpr bool takes_few = true, packs_small_blocks = true;
+
+  static Kernel kernel(CpuBackend<float>& backend) {
+    return bfloat16_kernel(backend.path(), false);
+  }
+  /// May write up to fifteen pairs behind the last row.
+  static const Element* left(CpuPath, const float* x, index_t rows, index_t n, index_t x_row,
+                             Element* to) {
+    round_rows(x, rows, n, x_row, to, depth(x_row));
+    return to;
+  }
+
+  static constexpr index_t pitch(index_t keys) { return 2 * depth(keys); }
+  static constexpr index_t value_step(index_t dim) { return (dim + 15) / 16 * 16; }
+
+  static Strided<Element> value_columns(const float* values, index_t step, Range slots, index_t dim,
+                                        Element* room) {
+    auto run = [=]() __attribute__((always_inline)) {
+      pair_values(values, step, slots, pairs(slots), dim, room, value_step(dim));
+    };
+    run_avx512(run);
+    return {room, 1, value_step(dim)};
+  }
+
+  template <int>
+  [[gnu::always_inline]] static void turn_keys(const float* keys, index_t step, Range slots,
+                                               index_t dim, Element* to) {
+    for (index_t j = slots.begin / 16 * 16; j < slots.end; j += 16)
+      turn_pairs(keys, step, slots, dim, j, to + j, key_chunk);
+  }
+  [[gnu::always_inline]] static const Element* value_rows(const float* values, index_t& step,
+                                                          Range slots, index_t dim, Element* to) {
+    const index_t width = (dim + 15) / 16 * 16;
+    pair_values(values, step, slots, pairs(slots), dim, to, width);
+    step = width;
+    return to + slots.begin / 2 * width;
+  }
+
+ private:
+  /// Keys j to j + 15 as columns; where there is no key, some other: nobody sees it.
+  [[gnu::always_inline]] static void turn_pairs(const float* keys, index_t step, Range slots,
+                                                index_t dim, index_t j, Element* to,
+                                                index_t to_step) {
+    const float* key[16];
+    for (int l = 0; l < 16; ++l)
+      key[l] = keys + std::clamp(j + l, slots.begin, slots.end - 1) * step;
+    for (index_t d = 0; d < dim; d += 32) {
+      Pairs16::Register r[16];
+#pragma GCC unroll 16
+      for (int l = 0; l < 16; ++l) load_pairs(key[l] + d, dim - d, r[l]);
+      turn(r);
+      const index_t rows = std::min<index_t>(depth(dim - d), 16);
+      for (index_t i = 0; i < rows; ++i) *(Pairs16::Memory*)(to + (d / 2 + i) * to_step) = r[i];
+    }
+  }
+};
+
+/// For matrix registers, which take sixteen pairs of a row of either factor: values are
 /// turned, so that those of one element follow each other. Few rows go the way of many, as no other
 /// instructions sum in this order.
 template <class Tiles>
-struct AmxFactors : PairFactors {
+struct AmxFactors : PairsOf<16> {
   static constexpr bool takes_few = false, packs_small_blocks = false;
 
   static Kernel kernel(CpuBackend<float>&) { return amx_kernel<Tiles>(false); }
-  static constexpr index_t depth(index_t n) { return (n + 31) / 32 * 16; }
-  static constexpr index_t first(index_t n) { return n / 32 * 16; }
+  static constexpr index_t pitch(index_t keys) { return keys; }
   static constexpr index_t value_step(index_t dim) { return depth(dim); }
 
   static Strided<Element> value_columns(const float* values, index_t step, Range slots, index_t dim,
                                         Element* room) {
     auto run = [=]() __attribute__((always_inline)) {
-      for (index_t i = first(slots.begin); i < depth(slots.end); i += 16)
+      for (index_t i = pairs(slots).begin; i < pairs(slots).end; i += 16)
         for (index_t d = 0; d < dim; d += 16) {
           Pairs16::Register r[16];
 #pragma GCC unroll 16
@@ -233,17 +242,6 @@ struct AmxFactors : PairFactors {
     };
     run_avx512(run);
     return {room, row_step, 1};
-  }
-  static void pack_queries(const float* q, index_t lanes, index_t dim, Element* room, Element* to) {
-    round_rows(q, lanes, dim, dim, room, key_step(dim));
-    transpose(room, key_step(dim), depth(dim), lanes, to, lanes);
-  }
-  static const Element* pack_shares(const float* share, index_t lanes, Range slots, Element* room) {
-    auto run = [=]() __attribute__((always_inline)) {
-      pair_values(share, lanes, slots, {first(slots.begin), depth(slots.end)}, lanes, room, lanes);
-    };
-    run_avx512(run);
-    return room;
   }
 
  private:

@@ -35,17 +35,13 @@ void linear_cross_entropy_part(CpuBackend<T>& backend, In<T, 2> x, InRows<T> w,
                                View<const std::int32_t, 1> label, View<CrossEntropyPart<T>, 1> part,
                                Out<T, 2> dx) {
   using namespace detail;
-  const index_t rows = x.shape[0];
-  expects(w.shape[1] == x.shape[1] && label.shape[0] == rows && part.shape[0] == rows &&
-              dx.shape[0] == rows && dx.shape[1] == x.shape[1],
-          "linear_cross_entropy_part: shapes differ");
+  check_part(x, w, label, part, dx);
   CrossEntropyRows<T> all(backend, label);
   const RunningCrossEntropy<T>& run = all.run;
   run_over_logits(backend, x, w, run, dx);
-  backend.parallel_for(rows, dx.size(), [&](index_t n, int) {
+  backend.parallel_for(x.shape[0], dx.size(), [&](index_t n, int) {
     part(n) = {run.top[n], T(run.sum[n]), run.label_logit[n], run.best[n]};
-    detail::add_word(w, label(n), -std::exp(part(n).label_logit - part(n).top),
-                     dx.rows({n, n + 1}));
+    add_word(w, label(n), -std::exp(part(n).label_logit - part(n).top), dx.rows({n, n + 1}));
   });
 }
 
@@ -57,11 +53,8 @@ template <class T>
 void linear_cross_entropy_merge(CpuBackend<T>& backend, InRows<T> w,
                                 View<const std::int32_t, 1> label, In<T, 1> scale,
                                 In<T, 1> label_share, Out<T, 2> dx) {
-  const index_t rows = dx.shape[0];
-  expects(label.shape[0] == rows && scale.shape[0] == rows && label_share.shape[0] == rows &&
-              w.shape[1] == dx.shape[1],
-          "linear_cross_entropy_merge: shapes differ");
-  backend.parallel_for(rows, dx.size(), [&](index_t n, int) {
+  detail::check_merge(w, label, scale, label_share, dx);
+  backend.parallel_for(dx.shape[0], dx.size(), [&](index_t n, int) {
     const Out<T, 2> row = dx.rows({n, n + 1});
     for (index_t d = 0; d < row.size(); ++d) row.data[d] *= scale(n);
     detail::add_word(w, label(n), label_share(n), row);

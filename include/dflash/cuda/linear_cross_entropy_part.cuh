@@ -51,13 +51,10 @@ template <class T>
 auto part_of_cross_entropy(CudaBackend<T>& backend, In<T, 2> x, In<T, 2> w,
                            View<const std::int32_t, 1> label, View<CrossEntropyPart<float>, 1> part,
                            Out<T, 2> dx) {
-  const index_t rows = x.shape[0], dim = x.shape[1];
-  expects(w.shape[1] == dim && label.shape[0] == rows && part.shape[0] == rows &&
-              dx.shape[0] == rows && dx.shape[1] == dim,
-          "linear_cross_entropy_part: shapes differ");
+  dflash::detail::check_part(x, w, label, part, dx);
   return [=, &backend](Range r, const RunningRow* run, const float* sum) {
     launch(backend.stream(), cross_entropy_part_kernel<T>, unsigned(r.size()), row_threads, 0, run,
-           sum, w.data, w.shape[0], label.data + r.begin, dim, part.data + r.begin,
+           sum, w.data, w.shape[0], label.data + r.begin, dx.shape[1], part.data + r.begin,
            dx.rows(r).data);
   };
 }
@@ -93,11 +90,8 @@ template <class T>
 void linear_cross_entropy_merge(CudaBackend<T>& backend, In<T, 2> w,
                                 View<const std::int32_t, 1> label, In<float, 1> scale,
                                 In<float, 1> label_share, Out<T, 2> dx) {
-  const index_t rows = dx.shape[0];
-  expects(label.shape[0] == rows && scale.shape[0] == rows && label_share.shape[0] == rows &&
-              w.shape[1] == dx.shape[1],
-          "linear_cross_entropy_merge: shapes differ");
-  cuda::launch(backend.stream(), cuda::detail::cross_entropy_merge_kernel<T>, unsigned(rows),
+  detail::check_merge(w, label, scale, label_share, dx);
+  cuda::launch(backend.stream(), cuda::detail::cross_entropy_merge_kernel<T>, unsigned(dx.shape[0]),
                cuda::detail::row_threads, 0, w.data, w.shape[0], label.data, scale.data,
                label_share.data, dx.shape[1], dx.data);
 }
