@@ -405,10 +405,7 @@ TEST_CASE("no block and no context row are fine") {
 /// attention in bfloat16 as AMX does it, with registers in memory.
 void attend_by_amx(CpuBackend<float>& backend, In<float, 3> q, const KeyValue<const float>& kv,
                    const AttentionRule& rule, Out<float, 3> y, Out<float, 2> lse) {
-  detail::AttentionPlan plan(backend, rule, q.shape[1]);
-  detail::AttentionOfTiles<detail::AmxFactors<RegistersInMemory>, float>(backend, q, kv, rule.scale,
-                                                                         plan)
-      .run(backend, y, lse);
+  detail::attend<detail::AmxFactors<RegistersInMemory>, float>(backend, q, kv, rule, y, lse);
 }
 
 TEST_CASE("attention by matrix registers is the formula's, and a row's bits are its own") {

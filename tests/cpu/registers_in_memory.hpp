@@ -1,6 +1,7 @@
 #pragma once
 
 #include <bit>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 
@@ -20,9 +21,13 @@ struct RegistersInMemory {
   static void zero() {
     std::memset(tile[R], 0, sizeof tile[R]);
   }
-  template <int R>
-  static void load(const dflash::detail::bfloat16_pair* from, index_t row) {
+  template <int R, class Element>
+  static void load(const Element* from, index_t row) {
     for (index_t i = 0; i < 16; ++i) std::memcpy(tile[R][i], from + i * row, sizeof tile[R][i]);
+  }
+  template <int R>
+  static void load_passing(const dflash::detail::bfloat16_pair* from, index_t row) {
+    load<R>(from, row);
   }
   template <int R>
   static void store(float* to, index_t row) {
@@ -35,9 +40,13 @@ struct RegistersInMemory {
   template <int Sum, int A, int B>
   static void multiply() {
     for (int i = 0; i < 16; ++i)
-      for (int k = 0; k < 16; ++k)
-        for (int j = 0; j < 16; ++j)
-          for (int h : {0, 1}) tile[Sum][i][j] += half(tile[A][i][k], h) * half(tile[B][k][j], h);
+      for (int j = 0; j < 16; ++j) {
+        float sum[2] = {};
+        for (int k = 0; k < 16; ++k)
+          for (int h : {0, 1})
+            sum[h] = std::fma(half(tile[A][i][k], h), half(tile[B][k][j], h), sum[h]);
+        tile[Sum][i][j] += sum[0] + sum[1];
+      }
   }
 };
 

@@ -20,9 +20,10 @@ struct PlainFactors {
   using Kernel = GemmKernel<T>;
   template <int Bytes>
   using Step = PlainStep<T, Bytes>;
-  /// Whether few rows have a way of their own, and whether keys of small blocks are packed
-  /// together.
-  static constexpr bool takes_few = true, packs_small_blocks = true;
+  /// Whether keys of small blocks are packed together.
+  static constexpr bool packs_small_blocks = true;
+  /// Slots of a chunk whose weighed values are summed before a row's sum takes them.
+  static constexpr index_t slots_of_sum = key_chunk;
 
   static Kernel kernel(CpuBackend<T>& backend) { return backend.gemm_kernel(); }
   /// Elements that n values make.
@@ -32,6 +33,11 @@ struct PlainFactors {
   template <class F>
   static void on_vectors(CpuPath path, F f) {
     detail::on_vectors(path, f);
+  }
+  /// The same for products of few rows.
+  template <class F>
+  static void multiply_few(CpuPath path, F f) {
+    on_vectors(path, f);
   }
   /// Rows of a left factor, depth(x_row) apart.                                        x (rows, n)
   static const T* left(CpuPath, const T* x, index_t, index_t, index_t, T*) { return x; }
@@ -92,6 +98,17 @@ struct PairsOf {
     auto run = [&]() __attribute__((always_inline)) { f(std::integral_constant<int, 64>()); };
     run_avx512(run);
   }
+  template <class F>
+  static void multiply_few(CpuPath path, F f) {
+    on_vectors(path, f);
+  }
+
+  /// May write up to fifteen pairs behind the last row.
+  static const Element* left(CpuPath, const float* x, index_t rows, index_t n, index_t x_row,
+                             Element* to) {
+    round_rows(x, rows, n, x_row, to, depth(x_row));
+    return to;
+  }
 
   static constexpr index_t key_step(index_t dim) { return (dim + 31) / 32 * 16; }
   static Strided<Element> key_rows(const float* keys, index_t step, Range slots, index_t dim,
@@ -110,6 +127,20 @@ struct PairsOf {
     };
     run_avx512(run);
     return room;
+  }
+
+  template <int>
+  [[gnu::always_inline]] static void turn_keys(const float* keys, index_t step, Range slots,
+                                               index_t dim, Element* to) {
+    for (index_t j = slots.begin / 16 * 16; j < slots.end; j += 16)
+      turn_pairs(keys, step, slots, dim, j, to + j, key_chunk);
+  }
+  [[gnu::always_inline]] static const Element* value_rows(const float* values, index_t& step,
+                                                          Range slots, index_t dim, Element* to) {
+    const index_t width = (dim + 15) / 16 * 16;
+    pair_values(values, step, slots, pairs(slots), dim, to, width);
+    step = width;
+    return to + first(slots.begin) * width;
   }
 
  protected:
@@ -153,49 +184,6 @@ struct PairsOf {
         *(Pairs16::Memory*)(to + i * to_step + d) = some;
       }
   }
-};
-
-/// For AVX512-BF16's dot product.
-struct PairFactors : PairsOf<1> {
-  template <int Bytes>
-  using Step = DotStep;
-  static constexpr bool takes_few = true, packs_small_blocks = true;
-
-  static Kernel kernel(CpuBackend<float>& backend) {
-    return bfloat16_kernel(backend.path(), false);
-  }
-  /// May write up to fifteen pairs behind the last row.
-  static const Element* left(CpuPath, const float* x, index_t rows, index_t n, index_t x_row,
-                             Element* to) {
-    round_rows(x, rows, n, x_row, to, depth(x_row));
-    return to;
-  }
-
-  static constexpr index_t pitch(index_t keys) { return 2 * depth(keys); }
-  static constexpr index_t value_step(index_t dim) { return (dim + 15) / 16 * 16; }
-
-  static Strided<Element> value_columns(const float* values, index_t step, Range slots, index_t dim,
-                                        Element* room) {
-    auto run = [=]() __attribute__((always_inline)) {
-      pair_values(values, step, slots, pairs(slots), dim, room, value_step(dim));
-    };
-    run_avx512(run);
-    return {room, 1, value_step(dim)};
-  }
-
-  template <int>
-  [[gnu::always_inline]] static void turn_keys(const float* keys, index_t step, Range slots,
-                                               index_t dim, Element* to) {
-    for (index_t j = slots.begin / 16 * 16; j < slots.end; j += 16)
-      turn_pairs(keys, step, slots, dim, j, to + j, key_chunk);
-  }
-  [[gnu::always_inline]] static const Element* value_rows(const float* values, index_t& step,
-                                                          Range slots, index_t dim, Element* to) {
-    const index_t width = (dim + 15) / 16 * 16;
-    pair_values(values, step, slots, pairs(slots), dim, to, width);
-    step = width;
-    return to + slots.begin / 2 * width;
-  }
 
  private:
   /// Keys j to j + 15 as columns; where there is no key, some other: nobody sees it.
@@ -216,14 +204,44 @@ struct PairFactors : PairsOf<1> {
   }
 };
 
-/// For matrix registers, which take sixteen pairs of a row of either factor: values are
-/// turned, so that those of one element follow each other. Few rows go the way of many, as no other
-/// instructions sum in this order.
+/// For AVX512-BF16's dot product.
+struct PairFactors : PairsOf<1> {
+  template <int Bytes>
+  using Step = DotStep;
+  static constexpr bool packs_small_blocks = true;
+  static constexpr index_t slots_of_sum = key_chunk;
+
+  static Kernel kernel(CpuBackend<float>& backend) {
+    return bfloat16_kernel(backend.path(), false);
+  }
+  static constexpr index_t pitch(index_t keys) { return 2 * depth(keys); }
+  static constexpr index_t value_step(index_t dim) { return (dim + 15) / 16 * 16; }
+
+  static Strided<Element> value_columns(const float* values, index_t step, Range slots, index_t dim,
+                                        Element* room) {
+    auto run = [=]() __attribute__((always_inline)) {
+      pair_values(values, step, slots, pairs(slots), dim, room, value_step(dim));
+    };
+    run_avx512(run);
+    return {room, 1, value_step(dim)};
+  }
+};
+
+/// For matrix registers, which take sixteen pairs of a row of either factor: values are turned, so
+/// that those of one element follow each other.
 template <class Tiles>
 struct AmxFactors : PairsOf<16> {
-  static constexpr bool takes_few = false, packs_small_blocks = false;
+  template <int>
+  using Step = MatrixStep;
+  static constexpr bool packs_small_blocks = false;
+  static constexpr index_t slots_of_sum = 2 * MatrixStep::group;
 
   static Kernel kernel(CpuBackend<float>&) { return amx_kernel<Tiles>(false); }
+  template <class F>
+  static void multiply_few(CpuPath path, F f) {
+    const MatrixStep::Flush flush;
+    on_vectors(path, f);
+  }
   static constexpr index_t pitch(index_t keys) { return keys; }
   static constexpr index_t value_step(index_t dim) { return depth(dim); }
 

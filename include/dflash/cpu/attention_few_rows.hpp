@@ -8,7 +8,8 @@
 #include "dflash/cpu/vector_math.hpp"
 
 /// Attention of a few query rows, as decoding has them: packing keys and values for the tiles of
-/// gemm would take longer than the products. The same chains of multiply-adds, so the same bits.
+/// gemm would take longer than the products. The same multiply-adds in the same order, so the same
+/// bits.
 namespace dflash::detail {
 
 /// Rows of a tile up to which this is faster.
@@ -76,7 +77,13 @@ template <int Bytes, class T>
   }
 }
 
-/// c = a b for some rows and some vectors of columns, each sum one chain.
+/// Steps whose sums are made of groups: these are summed apart.
+template <class Step>
+concept SumsGroups = requires {
+  Step::group;
+};
+
+/// c = a b for some rows and some vectors of columns, each sum one chain, or one of groups.
 template <class Step, int Rows, int Vectors>
 [[gnu::always_inline]] inline void few_products(const typename Step::A* a, index_t a_row, index_t n,
                                                 const typename Step::B* b, index_t b_step,
@@ -84,14 +91,26 @@ template <class Step, int Rows, int Vectors>
   using V = typename Step::V;
   using Memory = typename V::Memory;
   typename V::Register sum[Rows][Vectors] = {};
-  for (index_t i = 0; i < n; ++i, b += b_step) {
+  const auto multiply = [&](index_t i, auto& to) __attribute__((always_inline)) {
     typename Step::Factor factor[Vectors];
 #pragma GCC unroll 4
-    for (int v = 0; v < Vectors; ++v) Step::load(b + v * V::lanes, factor[v]);
+    for (int v = 0; v < Vectors; ++v) Step::load(b + i * b_step + v * V::lanes, factor[v]);
 #pragma GCC unroll 4
     for (int r = 0; r < Rows; ++r)
 #pragma GCC unroll 4
-      for (int v = 0; v < Vectors; ++v) Step::multiply(a + r * a_row + i, factor[v], sum[r][v]);
+      for (int v = 0; v < Vectors; ++v) Step::multiply(a + r * a_row + i, factor[v], to[r][v]);
+  };
+  if constexpr (SumsGroups<Step>) {
+    for (index_t first = 0; first < n; first += Step::group) {
+      typename Step::Group group[Rows][Vectors];
+      for (index_t i = first; i < first + Step::group; ++i) multiply(i, group);
+#pragma GCC unroll 4
+      for (int r = 0; r < Rows; ++r)
+#pragma GCC unroll 4
+        for (int v = 0; v < Vectors; ++v) sum[r][v] += group[r][v].first + group[r][v].second;
+    }
+  } else {
+    for (index_t i = 0; i < n; ++i) multiply(i, sum);
   }
 #pragma GCC unroll 4
   for (int r = 0; r < Rows; ++r)
@@ -106,9 +125,10 @@ template <class Step, int Rows>
                                                 index_t columns, typename Step::Scalar* c,
                                                 index_t c_row) {
   constexpr index_t lanes = Step::V::lanes;
+  constexpr int wide = SumsGroups<Step> ? 2 : 4;
   index_t j = 0;
-  for (; j + 4 * lanes <= columns; j += 4 * lanes)
-    few_products<Step, Rows, 4>(a, a_row, n, b + j, b_step, c + j, c_row);
+  for (; j + wide * lanes <= columns; j += wide * lanes)
+    few_products<Step, Rows, wide>(a, a_row, n, b + j, b_step, c + j, c_row);
   for (; j + lanes <= columns; j += lanes)
     few_products<Step, Rows, 1>(a, a_row, n, b + j, b_step, c + j, c_row);
   if (j == columns) return;

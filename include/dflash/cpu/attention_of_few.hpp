@@ -15,7 +15,7 @@ namespace dflash::detail {
 /// Attention of tiles of a few rows, as decoding has them: packing keys and values for the tiles of
 /// gemm would take longer than the products. Piece by piece, which is a chunk of keys and a head:
 /// first all scores, then the values that they weigh, then the sums of these. Threads share a
-/// tile's pieces. The same chains of multiply-adds as for many rows, so the same bits.
+/// tile's pieces. The same multiply-adds in the same order as for many rows, so the same bits.
 template <class Factors, class T>
 class AttentionOfFew {
  public:
@@ -65,14 +65,20 @@ class AttentionOfFew {
   /// What rows have of a chunk and a head.
   struct Piece {
     T* score;  // (rows, key_chunk)
-    T* value;  // (rows, dim), the sum of those that 2^(score - top) weighs
+    T* value;  // (sums, rows, dim) of what 2^(score - top) weighs
     ChunkSoftmax<T> rows;
   };
-  index_t piece_size() const { return rows_ * (key_chunk + q_.shape[2] + 4); }
+  static constexpr index_t sums = key_chunk / Factors::slots_of_sum;
+  index_t piece_size() const { return rows_ * (key_chunk + sums * q_.shape[2] + 4); }
+  /// Which sums of a piece its chunk's slots belong to.
+  static Range sums_of(const KeyChunk& chunk) {
+    return {chunk.slots.begin / Factors::slots_of_sum,
+            (chunk.slots.end + Factors::slots_of_sum - 1) / Factors::slots_of_sum};
+  }
   Piece piece(index_t i) {
     T* const score = pieces_.data() + i * piece_size();
     T* const value = score + rows_ * key_chunk;
-    T* const each = value + rows_ * q_.shape[2];
+    T* const each = value + sums * rows_ * q_.shape[2];
     return {score, value, {each, each + rows_, each + 2 * rows_, each + 3 * rows_}};
   }
   /// The pieces of a part of a tile: chunk by chunk, as their heads lie side by side in memory.
@@ -128,7 +134,7 @@ class AttentionOfFew {
   void multiply_keys(const Element* queries, const T* keys, index_t step, const KeyChunk& chunk,
                      Element* turned, T* score) const {
     const index_t dim = q_.shape[2], depth = Factors::depth(dim);
-    Factors::on_vectors(
+    Factors::multiply_few(
         path_, [ =, &chunk ](auto bytes) __attribute__((always_inline)) {
           using Step = typename Factors::template Step<bytes>;
           constexpr index_t lanes = Step::V::lanes;
@@ -170,15 +176,20 @@ class AttentionOfFew {
     const Element* const shares =
         Factors::left(path_, score, chunk.rows.size(), chunk.slots.end, key_chunk, scratch);
     Element* const room = scratch + rows_ * pairs + 16;
-    Factors::on_vectors(
-        path_, [ =, &chunk ](auto bytes) __attribute__((always_inline)) {
+    Factors::multiply_few(
+        path_, [ =, this, &chunk ](auto bytes) __attribute__((always_inline)) {
           using Step = typename Factors::template Step<bytes>;
           index_t row_step = step;
           const Element* const rows =
               Factors::value_rows(values + chunk.first * step, row_step, chunk.slots, dim, room);
-          few_products<Step>(shares + first, pairs, chunk.rows.size(),
-                             Factors::depth(chunk.slots.end) - first, rows, row_step, dim, sum,
-                             dim);
+          for (index_t s = sums_of(chunk).begin; s < sums_of(chunk).end; ++s) {
+            const index_t begin = std::max(first, Factors::first(s * Factors::slots_of_sum)),
+                          end = Factors::depth(
+                              std::min(chunk.slots.end, (s + 1) * Factors::slots_of_sum));
+            few_products<Step>(shares + begin, pairs, chunk.rows.size(), end - begin,
+                               rows + (begin - first) * row_step, row_step, dim,
+                               sum + s * rows_ * dim, dim);
+          }
         });
   }
 
@@ -196,11 +207,13 @@ class AttentionOfFew {
       i += plan_.kv_heads();
       add_chunk(path_, chunk.rows, from.rows, seen);
       tile.for_rows(chunk.rows, all_heads, [&](index_t r, index_t at) {
-        const T* const value = from.value + r * dim;
         T* const to = y.data + at * dim;
         // One after the other: a product and a sum at once would round once.
         for (index_t d = 0; d < dim; ++d) to[d] *= from.rows.shrink[r];
-        for (index_t d = 0; d < dim; ++d) to[d] += value[d];
+        for (index_t s = sums_of(chunk).begin; s < sums_of(chunk).end; ++s) {
+          const T* const value = from.value + (s * rows_ + r) * dim;
+          for (index_t d = 0; d < dim; ++d) to[d] += value[d];
+        }
       });
     });
     tile.for_rows({0, tile.rows()}, all_heads, [&](index_t r, index_t at) {

@@ -83,7 +83,7 @@ void multiply(const GemmKernel<T, A, B>& kernel, RowsOfA a, index_t rows, Panels
   if (kernel.end != nullptr) kernel.end();
 }
 
-/// Longest sum in one piece, in values of k; longer ones are added to c piece by piece.
+/// Longest slice of k that is multiplied at once; a longer product is added to c slice by slice.
 inline constexpr index_t gemm_slice = 4 * gemm_chain;
 /// Where sums are made of chains the cut does not matter: so long that factors which are packed
 /// stay in the second cache level.
@@ -193,9 +193,9 @@ class PieceProduct {
 ///
 /// The bits of a row of c depend on that row of a and on b alone: every element is the sum of
 /// chains of multiply-adds over k (gemm_chain) in increasing order, whatever the other rows, the
-/// pieces, the threads. With `add` the chains are added to c one after the other. Kernels without
-/// chains sum over whole slices (gemm_slice), of which those that split their factors make several
-/// products.
+/// pieces, the threads. With `add` the chains are added to c one after the other. Sums of kernels
+/// without chains go on from c. Those that split their factors make several products of every slice
+/// (gemm_slice).
 template <class T, class A, class B, class FromA, class FromB>
 void gemm(CpuBackend<T>& backend, const GemmKernel<T, A, B>& kernel, Strided<FromA> a,
           Strided<FromB> b, index_t k, View<T, 2> c, bool add) {

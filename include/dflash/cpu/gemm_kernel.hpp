@@ -22,7 +22,7 @@ struct GemmKernel {
   index_t k_step = 1;  // columns of b are filled up with zeros to whole steps, in elements
   // What rounding a factor left over lies, rounded as well, behind every row of a and panel of b.
   bool split = false;
-  bool chains = true;         // sums are made of chains (gemm_chain)
+  bool chains = true;         // sums are made of chains (gemm_chain), else they go on from c
   void (*begin)() = nullptr;  // of any number of tiles on a thread
   void (*end)() = nullptr;
 
