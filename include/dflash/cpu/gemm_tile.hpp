@@ -159,6 +159,11 @@ template <class Step, int Vectors, int... R>
     ((s[R] = u[R] = typename V::Register{}), ...);
     for (const index_t end = std::min(t.k, k + chain); k < end; ++k) {
       typename Step::Factor b, d;
+      // Where columns of a are rows in memory, each begins on another page.
+      if (t.a_k != 1) {
+        __builtin_prefetch(a[0] + 16 * t.a_k);
+        __builtin_prefetch(a[0] + 16 * t.a_k + rows - 1);
+      }
       for (int i = 0; i < width; i += 64 / int(sizeof *panel))
         __builtin_prefetch(panel + ahead + i);
       Step::load(panel, b);
