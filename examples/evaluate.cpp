@@ -32,7 +32,7 @@ struct Options {
     app.add_option("--data-path", data, "JSON lines of conversations; answers are left out")
         ->required();
     app.add_option("--chat-template", chat_template, "default: the tokenizer's own");
-    app.add_option("--max-new-tokens", max_new_tokens)
+    app.add_option("--max-new-tokens", max_new_tokens, "of an answer, at most")
         ->capture_default_str()
         ->check(examples::above_zero());
     app.add_option("--limit", limit, "use no more prompts than this; 0: all")

@@ -9,7 +9,11 @@ namespace examples {
 
 /// What a program says of wrong flags: one sentence.
 inline std::string flag_failure(const CLI::App* app, const CLI::Error& error) {
-  return app->get_name() + ": " + error.what() + " (--help lists the flags)\n";
+  std::string what = error.what();
+  // CLI11 lists what it does not know from the last to the first.
+  if (error.get_exit_code() == int(CLI::ExitCodes::ExtrasError) && app->remaining_size() > 0)
+    what = app->remaining().front() + " is not a flag";
+  return app->get_name() + ": " + what + " (--help lists the flags)\n";
 }
 
 /// Runs a program's body; a failure is one sentence on the error output and exit status 1.

@@ -22,5 +22,8 @@ inline CLI::Validator above_zero() {
 inline CLI::Validator not_below_zero() {
   return number_check("NONNEGATIVE", "a number from 0 on", [](double x) { return x >= 0; });
 }
+inline CLI::Validator from_zero_to_one() {
+  return number_check("SHARE", "a number from 0 to 1", [](double x) { return x >= 0 && x <= 1; });
+}
 
 }  // namespace examples

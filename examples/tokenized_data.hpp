@@ -51,12 +51,14 @@ struct DataOptions {
     app.add_option("--sample-filter", filter,
                    "min-loss: two blocks' worth of supervised tokens in whole blocks; "
                    "adjacent-pair: two neighbouring ones")
+        ->check(CLI::IsMember({"min-loss", "adjacent-pair"}))
         ->capture_default_str();
     app.add_option("--num-samples", num_samples, "read no more samples than this; 0: all")
         ->capture_default_str()
         ->check(not_below_zero());
     app.add_flag("--is-preformatted", is_preformatted, "every line has \"text\", already rendered");
-    app.add_flag("--train-only-last-turn", last_turn_only);
+    app.add_flag("--train-only-last-turn", last_turn_only,
+                 "supervise the last answer of a conversation alone");
     app.add_flag("--skip-bad-lines", skip_bad_lines, "count lines that fail instead of stopping");
   }
 };

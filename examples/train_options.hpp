@@ -62,30 +62,47 @@ struct TrainOptions {
         ->check(CLI::IsMember({"pair", "start"}))
         ->capture_default_str();
     app.add_option("--loss-type", loss_type,
-                   "dflash, dpace, dpace-cumulative-confidence-only or "
-                   "dpace-continuation-value-only")
+                   "what later slots weigh: dflash by --loss-decay-gamma, dpace by the draft's "
+                   "confidence, or by one factor of it")
+        ->check(CLI::IsMember({"dflash", "dpace", "dpace-cumulative-confidence-only",
+                               "dpace-continuation-value-only"}))
         ->capture_default_str();
     app.add_option("--loss-decay-gamma", loss.gamma,
                    "decay of later slots (7 for blocks of 16, 4 for 8); 0: none")
         ->capture_default_str();
-    app.add_option("--dpace-alpha", loss.dpace_alpha)->capture_default_str();
-    app.add_option("--learning-rate", learning_rate)->capture_default_str();
-    app.add_option("--lr-scheduler", lr_scheduler, "cosine, constant or wsd")
+    app.add_option("--dpace-alpha", loss.dpace_alpha,
+                   "of dpace: 0 trusts the draft's confidence as it is, 1 ignores it")
+        ->capture_default_str()
+        ->check(from_zero_to_one());
+    app.add_option("--learning-rate", learning_rate, "of AdamW, after the warm-up")
+        ->capture_default_str()
+        ->check(not_below_zero());
+    app.add_option("--lr-scheduler", lr_scheduler,
+                   "after the warm-up; wsd: constant, then a decay to 0")
+        ->check(CLI::IsMember({"cosine", "constant", "wsd"}))
         ->capture_default_str();
-    app.add_option("--warmup-ratio", warmup_ratio)->capture_default_str();
+    app.add_option("--warmup-ratio", warmup_ratio, "share of the steps in which the rate grows")
+        ->capture_default_str()
+        ->check(from_zero_to_one());
     app.add_option("--decay-ratio", decay_ratio, "share of the steps in wsd's final decay")
-        ->capture_default_str();
+        ->capture_default_str()
+        ->check(from_zero_to_one());
     app.add_option("--max-grad-norm", max_grad_norm, "0: no clipping")
         ->capture_default_str()
         ->check(not_below_zero());
-    app.add_option("--weight-decay", weight_decay)->capture_default_str()->check(not_below_zero());
-    app.add_option("--num-epochs", num_epochs)->capture_default_str()->check(above_zero());
+    app.add_option("--weight-decay", weight_decay, "of AdamW, apart from the gradient")
+        ->capture_default_str()
+        ->check(not_below_zero());
+    app.add_option("--num-epochs", num_epochs, "passes over the data")
+        ->capture_default_str()
+        ->check(above_zero());
     app.add_option("--max-steps", max_steps, "optimizer steps; overrides --num-epochs")
         ->check(above_zero());
     app.add_option("--batch-size", batch_size, "samples per micro-step over all replicas")
         ->capture_default_str()
         ->check(above_zero());
-    app.add_option("--accumulation-steps", accumulation_steps)
+    app.add_option("--accumulation-steps", accumulation_steps,
+                   "micro-steps whose gradients make an optimizer step")
         ->capture_default_str()
         ->check(above_zero());
     app.add_option("--log-interval", log_interval, "steps")
@@ -97,9 +114,11 @@ struct TrainOptions {
     app.add_option("--max-checkpoints", max_checkpoints, "keep the newest ones; 0: all")
         ->capture_default_str()
         ->check(not_below_zero());
-    app.add_option("--export-dtype", export_dtype, "of model.safetensors: f32 or bf16")
+    app.add_option("--export-dtype", export_dtype, "of model.safetensors")
+        ->check(CLI::IsMember({"f32", "bf16"}))
         ->capture_default_str();
-    app.add_option("--seed", seed)->capture_default_str();
+    app.add_option("--seed", seed, "of the draft's first weights, anchors and the samples' order")
+        ->capture_default_str();
     app.add_option("--threads", threads, Device::threads_help)
         ->capture_default_str()
         ->check(not_below_zero());

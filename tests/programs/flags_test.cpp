@@ -63,6 +63,13 @@ TEST_CASE("every program lists its flags") {
     CHECK(help.err.empty());
     CHECK(mentions(help.out, "Usage: " + c.program + " [OPTIONS]"));
     for (const std::string& flag : c.flags) CHECK_MESSAGE(mentions(help.out, flag + " "), flag);
+    // Each is explained: from column 30 on, on its own line or on the next.
+    const auto lines = lines_of(help.out);
+    for (std::size_t i = 0; i < lines.size(); ++i)
+      if (lines[i].starts_with("  -"))
+        CHECK_MESSAGE(((lines[i].size() > 30 && lines[i][29] == ' ') ||
+                       (i + 1 < lines.size() && lines[i + 1].starts_with(std::string(30, ' ')))),
+                      lines[i]);
     CHECK(failure_of(c.program, {"--no-such-flag"}).ends_with("(--help lists the flags)"));
   }
 }
@@ -116,7 +123,9 @@ TEST_CASE("wrong flags are named in one sentence") {
   const Case cases[] = {
       {"train_offline", train_flags(folder / "draft"), {"--train-hidden-states-path is required"}},
       {"prepare_hidden_states", {"--data-path", "x"}, {"--target-model-path is required"}},
-      {"prepare_hidden_states", capture + Arguments{"--frobnicate", "1"}, {"--frobnicate"}},
+      {"prepare_hidden_states",
+       capture + Arguments{"--frobnicate", "1", "--twice"},
+       {"--frobnicate is not a flag"}},
       {"prepare_hidden_states",
        capture + Arguments{"--model-type", "medusa"},
        {"--model-type", "medusa"}},
@@ -143,14 +152,18 @@ TEST_CASE("wrong flags are named in one sentence") {
        online + Arguments{"--num-draft-layers", "3"},
        {"--num-draft-layers is 3", tiny_draft_config}},
       {"train_online", online + Arguments{"--max-steps", "-3"}, {"--max-steps", "-3"}},
-      {"train_online", online + Arguments{"--loss-type", "hinge"}, {"loss_type", "hinge"}},
-      {"train_online", online + Arguments{"--dpace-alpha", "2"}, {"dpace_alpha", "2"}},
-      {"train_online", online + Arguments{"--lr-scheduler", "steps"}, {"lr_scheduler", "steps"}},
+      {"train_online", online + Arguments{"--loss-type", "hinge"}, {"--loss-type", "hinge"}},
+      {"train_online",
+       online + Arguments{"--dpace-alpha", "2"},
+       {"--dpace-alpha", "2 is not a number from 0 to 1"}},
+      {"train_online", online + Arguments{"--lr-scheduler", "steps"}, {"--lr-scheduler", "steps"}},
       {"train_online", online + Arguments{"--anchor-rule", "any"}, {"--anchor-rule", "any"}},
-      {"train_online", online + Arguments{"--learning-rate", "-1"}, {"learning rate", "-1"}},
-      {"train_online", online + Arguments{"--warmup-ratio", "2"}, {"warm-up"}},
+      {"train_online", online + Arguments{"--learning-rate", "-1"}, {"--learning-rate", "-1"}},
+      {"train_online",
+       online + Arguments{"--warmup-ratio", "2"},
+       {"--warmup-ratio", "2 is not a number from 0 to 1"}},
       {"train_online", online + Arguments{"--max-grad-norm", "-1"}, {"--max-grad-norm", "-1"}},
-      {"train_online", online + Arguments{"--export-dtype", "f16"}, {"export dtype", "f16"}},
+      {"train_online", online + Arguments{"--export-dtype", "f16"}, {"--export-dtype", "f16"}},
       {"train_online",
        online + Arguments{"--head-precision", "fp8"},
        {"--head-precision", "fp8 takes a GPU"}},
