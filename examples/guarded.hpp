@@ -11,8 +11,12 @@ namespace examples {
 inline std::string flag_failure(const CLI::App* app, const CLI::Error& error) {
   std::string what = error.what();
   // CLI11 lists what it does not know from the last to the first.
-  if (error.get_exit_code() == int(CLI::ExitCodes::ExtrasError) && app->remaining_size() > 0)
-    what = app->remaining().front() + " is not a flag";
+  if (error.get_exit_code() == int(CLI::ExitCodes::ExtrasError))
+    for (const std::string& unknown : app->remaining())
+      if (unknown != "--") {
+        what = unknown + (unknown.front() == '-' ? " is not a flag" : " belongs to no flag");
+        break;
+      }
   return app->get_name() + ": " + what + " (--help lists the flags)\n";
 }
 

@@ -63,7 +63,7 @@ struct TrainOptions {
         ->capture_default_str();
     app.add_option("--loss-type", loss_type,
                    "what later slots weigh: dflash by --loss-decay-gamma, dpace by the draft's "
-                   "confidence, or by one factor of it")
+                   "confidence, the others by one of its two factors")
         ->check(CLI::IsMember({"dflash", "dpace", "dpace-cumulative-confidence-only",
                                "dpace-continuation-value-only"}))
         ->capture_default_str();

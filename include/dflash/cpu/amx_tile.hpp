@@ -34,7 +34,8 @@ struct AmxTile {
       else
         Tiles::template zero<sum>();
     });
-    // Rows of a meet one panel of b after the other: a is what the first cache level should keep.
+    // In large products rows of a meet one panel of b after the other: a is what the first cache
+    // level should keep.
     for (index_t k = 0; k < t.k; k += 16) {
       const bfloat16_pair* const panel = t.panel + k * t.panel_k;
       Tiles::template load<4>(t.a + k, t.a_row);
@@ -65,17 +66,11 @@ struct AmxTile {
 
 /// a and b in pairs, summed by vectors in the order of matrix registers: of sixteen pairs the first
 /// values' products and the second ones' apart, one after the other, then both together.
-struct MatrixStep {
-  using Scalar = float;
-  using A = bfloat16_pair;
-  using B = bfloat16_pair;
-  using V = Vector<float, 64>;
-  using Factor = PairFactor<64>;
+struct MatrixStep : PairStep<64> {
   static constexpr index_t group = 16;
   struct Group {
     V::Register first = {}, second = {};
   };
-  [[gnu::always_inline]] static void load(const B* panel, Factor& b) { b.set(panel); }
   [[gnu::always_inline]] static void multiply(const A* a, const Factor& b, Group& sum) {
     Factor both;
     both.set_all(*(const bfloat16_pair_memory*)a);

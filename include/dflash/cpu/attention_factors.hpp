@@ -34,9 +34,9 @@ struct PlainFactors {
   static void on_vectors(CpuPath path, F f) {
     detail::on_vectors(path, f);
   }
-  /// The same for products of few rows.
+  /// The same for sums of few rows' products.
   template <class F>
-  static void multiply_few(CpuPath path, F f) {
+  static void sum_few(CpuPath path, F f) {
     on_vectors(path, f);
   }
   /// Rows of a left factor, depth(x_row) apart.                                        x (rows, n)
@@ -99,7 +99,7 @@ struct PairsOf {
     run_avx512(run);
   }
   template <class F>
-  static void multiply_few(CpuPath path, F f) {
+  static void sum_few(CpuPath path, F f) {
     on_vectors(path, f);
   }
 
@@ -238,7 +238,7 @@ struct AmxFactors : PairsOf<16> {
 
   static Kernel kernel(CpuBackend<float>&) { return amx_kernel<Tiles>(false); }
   template <class F>
-  static void multiply_few(CpuPath path, F f) {
+  static void sum_few(CpuPath path, F f) {
     const MatrixStep::Flush flush;
     on_vectors(path, f);
   }

@@ -125,7 +125,7 @@ template <class Step, int Rows>
                                                 index_t columns, typename Step::Scalar* c,
                                                 index_t c_row) {
   constexpr index_t lanes = Step::V::lanes;
-  constexpr int wide = SumsGroups<Step> ? 2 : 4;
+  constexpr int wide = SumsGroups<Step> ? 2 : 4;  // a group takes two more registers for each sum
   index_t j = 0;
   for (; j + wide * lanes <= columns; j += wide * lanes)
     few_products<Step, Rows, wide>(a, a_row, n, b + j, b_step, c + j, c_row);

@@ -68,8 +68,8 @@ class AttentionOfFew {
     T* value;  // (sums, rows, dim) of what 2^(score - top) weighs
     ChunkSoftmax<T> rows;
   };
-  static constexpr index_t sums = key_chunk / Factors::slots_of_sum;
-  index_t piece_size() const { return rows_ * (key_chunk + sums * q_.shape[2] + 4); }
+  static constexpr index_t sums_of_piece = key_chunk / Factors::slots_of_sum;
+  index_t piece_size() const { return rows_ * (key_chunk + sums_of_piece * q_.shape[2] + 4); }
   /// Which sums of a piece its chunk's slots belong to.
   static Range sums_of(const KeyChunk& chunk) {
     return {chunk.slots.begin / Factors::slots_of_sum,
@@ -78,7 +78,7 @@ class AttentionOfFew {
   Piece piece(index_t i) {
     T* const score = pieces_.data() + i * piece_size();
     T* const value = score + rows_ * key_chunk;
-    T* const each = value + sums * rows_ * q_.shape[2];
+    T* const each = value + sums_of_piece * rows_ * q_.shape[2];
     return {score, value, {each, each + rows_, each + 2 * rows_, each + 3 * rows_}};
   }
   /// The pieces of a part of a tile: chunk by chunk, as their heads lie side by side in memory.
@@ -134,7 +134,7 @@ class AttentionOfFew {
   void multiply_keys(const Element* queries, const T* keys, index_t step, const KeyChunk& chunk,
                      Element* turned, T* score) const {
     const index_t dim = q_.shape[2], depth = Factors::depth(dim);
-    Factors::multiply_few(
+    Factors::sum_few(
         path_, [ =, &chunk ](auto bytes) __attribute__((always_inline)) {
           using Step = typename Factors::template Step<bytes>;
           constexpr index_t lanes = Step::V::lanes;
@@ -176,7 +176,7 @@ class AttentionOfFew {
     const Element* const shares =
         Factors::left(path_, score, chunk.rows.size(), chunk.slots.end, key_chunk, scratch);
     Element* const room = scratch + rows_ * pairs + 16;
-    Factors::multiply_few(
+    Factors::sum_few(
         path_, [ =, this, &chunk ](auto bytes) __attribute__((always_inline)) {
           using Step = typename Factors::template Step<bytes>;
           index_t row_step = step;
@@ -210,10 +210,13 @@ class AttentionOfFew {
         T* const to = y.data + at * dim;
         // One after the other: a product and a sum at once would round once.
         for (index_t d = 0; d < dim; ++d) to[d] *= from.rows.shrink[r];
-        for (index_t s = sums_of(chunk).begin; s < sums_of(chunk).end; ++s) {
-          const T* const value = from.value + (s * rows_ + r) * dim;
-          for (index_t d = 0; d < dim; ++d) to[d] += value[d];
-        }
+        Factors::sum_few(
+            path_, [&](auto) __attribute__((always_inline)) {
+              for (index_t s = sums_of(chunk).begin; s < sums_of(chunk).end; ++s) {
+                const T* const value = from.value + (s * rows_ + r) * dim;
+                for (index_t d = 0; d < dim; ++d) to[d] += value[d];
+              }
+            });
       });
     });
     tile.for_rows({0, tile.rows()}, all_heads, [&](index_t r, index_t at) {

@@ -79,7 +79,7 @@ struct PanelView {
   }
 };
 
-/// c = a b or c += a b on this thread, each sum one chain per gemm_chain.
+/// c = a b or c += a b on this thread, each sum one chain per gemm_chain, if the kernel has chains.
 ///                                                       a (rows, k)  b (k, columns)
 template <class T, class A, class B>
 void multiply_panel(const GemmKernel<T, A, B>& kernel, Strided<A> a, index_t rows, const B* b,

@@ -26,7 +26,8 @@ struct GemmKernel {
   void (*begin)() = nullptr;  // of any number of tiles on a thread
   void (*end)() = nullptr;
 
-  /// Whether results are the same wherever k is cut between chains.
+  /// Whether k may be cut between any chains. Matrix registers' sums could be cut as well, but the
+  /// longer their slices are, the less often their tiles end in c.
   bool cuts_freely() const { return chains && !split; }
   index_t panel_columns() const { return 2 * lanes; }
   index_t panels(index_t columns) const { return (columns + 2 * lanes - 1) / (2 * lanes); }

@@ -12,7 +12,8 @@ namespace dflash::detail {
 
 /// Length of the chains that a sum over k is made of: each is a chain of multiply-adds that starts
 /// at zero, and the chains are added in order, to what c was if it is added to. Long sums stay
-/// accurate, and tiles of every shape give the same bits, wherever k is cut between chains.
+/// accurate, and tiles of every shape give the same bits, wherever k is cut between chains. Matrix
+/// registers alone have none.
 inline constexpr index_t gemm_chain = 512;
 
 /// Two bfloat16 that follow each other in k, the first in the lower half.
@@ -159,8 +160,8 @@ template <class Step, int Vectors, int... R>
     ((s[R] = u[R] = typename V::Register{}), ...);
     for (const index_t end = std::min(t.k, k + chain); k < end; ++k) {
       typename Step::Factor b, d;
-      // Where columns of a are rows in memory, each begins on another page.
-      if (t.a_k != 1) {
+      // Where columns of a are rows of a matrix, many begin on a page of their own.
+      if (t.a_k > 16) {
         __builtin_prefetch(a[0] + 16 * t.a_k);
         __builtin_prefetch(a[0] + 16 * t.a_k + rows - 1);
       }
