@@ -59,10 +59,11 @@ struct Nothing {
 };
 
 /// c = a b or c += a b, on this thread, with rows [ks) of b, in elements. `a` gives the rows of a
-/// range. `between` is called after every tile.                a (rows, ks)  c (rows, columns)
+/// range. `far`: b is farther away than the second cache level. `between` is called after every
+/// tile.                                                         a (rows, ks)  c (rows, columns)
 template <class T, class A, class B, class RowsOfA, class Between = Nothing>
 void multiply(const GemmKernel<T, A, B>& kernel, RowsOfA a, index_t rows, Panels<B> b, Range ks,
-              T* c, index_t c_row, bool add, Between between = {}) {
+              T* c, index_t c_row, bool add, bool far, Between between = {}) {
   const index_t tiles = kernel.row_tiles(rows);
   const index_t panel = kernel.panel_columns(),
                 group = whole_panels(kernel, ks.size(), panel_group_size);
@@ -76,7 +77,7 @@ void multiply(const GemmKernel<T, A, B>& kernel, RowsOfA a, index_t rows, Panels
         kernel.run({tile.data, tile.row_step, tile.column_step, b.at(ks.begin, j, width),
                     b.row_step != 0 ? b.row_step : width, ks.size(), c + r.begin * c_row + j, c_row,
                     r.size(), columns, add},
-                   ks.size(), b.panel_k / 2 * width);
+                   ks.size(), b.panel_k / 2 * width, far && i == 0);
         between();
       }
     }
@@ -139,7 +140,7 @@ class PieceProduct {
         each_row_block(kernel_, copies_, depth_, a, c.shape[0], copy,
                        [&](RowBlock<A> from, Range r) {
                          multiply(kernel_, from, r.size(), Panels<B>{b.data, 0, j, b.row_step},
-                                  {0, depth_}, c.data + r.begin * c_row, c_row, add);
+                                  {0, depth_}, c.data + r.begin * c_row, c_row, add, true);
                        });
     for (; j < columns; j += block()) {
       const View<T, 2> some{c.data + j, {c.shape[0], std::min(columns - j, block())}};
@@ -168,7 +169,7 @@ class PieceProduct {
     each_row_block(kernel_, copies_, depth_, a, c.shape[0], copy, [&](RowBlock<A> from, Range r) {
       T* const to = c.data + r.begin * c_row;
       if (r.begin > 0)
-        return multiply(kernel_, from, r.size(), panels, {0, depth_}, to, c_row, add);
+        return multiply(kernel_, from, r.size(), panels, {0, depth_}, to, c_row, add, true);
       for (index_t j = 0; j < columns; j += each) {
         const Range now{j, std::min(columns, j + each)},
             next{now.end, std::min(columns, now.end + each)};
@@ -178,7 +179,7 @@ class PieceProduct {
         Fetch fetch = b.row_step == 1 ? Fetch(later, next.size(), b.column_step, k_, calls)
                                       : Fetch(later, k_, b.row_step, next.size(), calls);
         multiply(kernel_, from, r.size(), panels.part(j, each), {0, depth_}, to + j, c_row, add,
-                 std::ref(fetch));
+                 false, std::ref(fetch));
       }
     });
   }

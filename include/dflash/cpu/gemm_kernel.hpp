@@ -22,7 +22,9 @@ struct GemmKernel {
   index_t k_step = 1;  // columns of b are filled up with zeros to whole steps, in elements
   // What rounding a factor left over lies, rounded as well, behind every row of a and panel of b.
   bool split = false;
-  bool chains = true;         // sums are made of chains (gemm_chain), else they go on from c
+  bool chains = true;  // sums are made of chains (gemm_chain), else they go on from c
+  // Tiles two vectors wide, of `rows` rows and of one less, for panels that are far away, if any.
+  const Tile* distant = nullptr;
   void (*begin)() = nullptr;  // of any number of tiles on a thread
   void (*end)() = nullptr;
 
@@ -43,9 +45,13 @@ struct GemmKernel {
   /// Elements of a column of b in memory.
   index_t stored_depth(index_t k) const { return split ? 2 * depth(k) : depth(k); }
 
-  /// `a_rest`, `panel_rest`: how far behind tile.a and tile.panel the rests lie, if split.
-  void run(const GemmTile<T, A, B>& tile, index_t a_rest, index_t panel_rest) const {
-    const Tile f = tiles[2 * (tile.rows - 1) + (tile.columns > lanes)];
+  /// `a_rest`, `panel_rest`: how far behind tile.a and tile.panel the rests lie, if split. `far`:
+  /// the panel is far away.
+  void run(const GemmTile<T, A, B>& tile, index_t a_rest, index_t panel_rest, bool far) const {
+    const bool wide = tile.columns > lanes;
+    const Tile f = far && distant != nullptr && wide && tile.rows >= rows - 1
+                       ? distant[rows - tile.rows]
+                       : tiles[2 * (tile.rows - 1) + wide];
     if (!split) return f(tile);
     GemmTile<T, A, B> part = tile;
     part.a += a_rest;
@@ -72,6 +78,12 @@ template <class Step, template <class, int, class> class Tile, int Rows>
 inline constexpr auto gemm_table =
     gemm_tiles<Step, Tile>(std::make_integer_sequence<int, 2 * Rows>());
 
+/// Whole tiles, and those of one row less, for panels that are far away.
+template <class Step, template <class, int, class> class Tile, int Rows>
+inline constexpr std::array<typename KernelOf<Step>::Tile, 2> distant_table = {
+    Tile<DistantStep<Step>, 2, std::make_integer_sequence<int, Rows>>::run,
+    Tile<DistantStep<Step>, 2, std::make_integer_sequence<int, Rows - 1>>::run};
+
 template <class Tiles, int... R>
 constexpr std::array<KernelOf<PairStep<16>>::Tile, sizeof...(R)> amx_tiles(
     std::integer_sequence<int, R...>) {
@@ -84,16 +96,20 @@ inline constexpr auto amx_table = amx_tiles<Tiles>(std::make_integer_sequence<in
 /// Matrix registers of 16 rows of 64 bytes, behind the names of AmxRegisters.
 template <class Tiles>
 KernelOf<PairStep<16>> amx_kernel(bool split) {
-  return {CpuPath::amx, 32,           16,        amx_table<Tiles>.data(), 16, split,
-          false,        Tiles::begin, Tiles::end};
+  return {CpuPath::amx, 32,           16,        amx_table<Tiles>.data(), 16, split, false,
+          nullptr,      Tiles::begin, Tiles::end};
 }
 
 /// Both factors in the type of c.
 template <class T>
 GemmKernel<T> gemm_kernel(CpuPath path) {
 #if defined(__x86_64__)
-  if (path >= CpuPath::avx512)
-    return {path, 12, Vector<T, 64>::lanes, gemm_table<PlainStep<T, 64>, Avx512Tile, 12>.data()};
+  if (path >= CpuPath::avx512) {
+    GemmKernel<T> kernel{path, 12, Vector<T, 64>::lanes,
+                         gemm_table<PlainStep<T, 64>, Avx512Tile, 12>.data()};
+    kernel.distant = distant_table<PlainStep<T, 64>, Avx512Tile, 12>.data();
+    return kernel;
+  }
   if (path == CpuPath::avx2)
     return {path, 6, Vector<T, 32>::lanes, gemm_table<PlainStep<T, 32>, Avx2Tile, 6>.data()};
 #endif

@@ -10,9 +10,9 @@
 
 namespace dflash::detail {
 
-/// Rows [begin, end) of tile `i` of `tiles` nearly equal ones.
+/// Rows [begin, end) of tile `i` of `tiles` nearly equal ones, of which the first is the largest.
 inline Range tile_rows(index_t rows, index_t tiles, index_t i) {
-  return {rows * i / tiles, rows * (i + 1) / tiles};
+  return {(rows * i + tiles - 1) / tiles, (rows * (i + 1) + tiles - 1) / tiles};
 }
 
 /// Copies one column of a tile; with `more` behind it, up to a whole tile's rows of what follows.
@@ -76,8 +76,8 @@ class RowCopies<T, T, T, T> {
   RowCopies(const GemmKernel<T>& kernel, Strided<T> a, index_t rows, index_t k)
       : kernel_(kernel),
         tiled_(a.column_step != 1),
-        needed_(crowded((tiled_ ? a.column_step : a.row_step) * index_t(sizeof(T))) &&
-                (tiled_ || rows > 4)),
+        needed_((tiled_ || rows > 4) &&
+                crowds_tiles((tiled_ ? a.column_step : a.row_step) * index_t(sizeof(T)))),
         k_(k),
         step_(tiled_ ? k : k + 64 / index_t(sizeof(T))) {}
 
@@ -95,6 +95,11 @@ class RowCopies<T, T, T, T> {
   }
 
  private:
+  /// A tall tile takes so long over a column that the next can come from farther away.
+  bool crowds_tiles(index_t bytes) const {
+    return crowded(bytes) && (kernel_.rows < 12 || bytes % 4096 == 0);
+  }
+
   const GemmKernel<T>& kernel_;
   bool tiled_, needed_;
   index_t k_, step_;

@@ -117,6 +117,14 @@ struct PairStep {
   }
 };
 
+/// A step for panels that are far away: beyond the second cache level.
+template <class Step>
+struct DistantStep : Step {};
+template <class Step>
+inline constexpr bool is_distant = false;
+template <class Step>
+inline constexpr bool is_distant<DistantStep<Step>> = true;
+
 /// Some columns of rows, from a tile that is wider than c or to it. Seldom: kept out of the way of
 /// what tiles do else.
 template <class T>
@@ -140,10 +148,6 @@ template <class Step, int Vectors, int... R>
   const typename Step::B* panel = t.panel;
   const typename Step::A* a[] = {t.a, t.a + 3 * t.a_row, t.a + 6 * t.a_row, t.a + 9 * t.a_row};
   index_t k = 0;
-  // The processor foresees neither the rows of c nor a panel's next page.
-  for (int r = 0; r < rows; ++r)
-    for (int i = 0; i < width; i += 64 / int(sizeof(T)))
-      __builtin_prefetch(t.c + r * t.c_row + i, 1);
   constexpr bool few = Step::long_steps && rows > 2 && rows <= 8;
   const index_t ahead = few ? 4096 / index_t(sizeof *panel) : 16 * t.panel_k;
   // A panel wider than c ends in memory of its own.
@@ -158,15 +162,22 @@ template <class Step, int Vectors, int... R>
   bool add = t.add;
   do {
     ((s[R] = u[R] = typename V::Register{}), ...);
-    for (const index_t end = std::min(t.k, k + chain); k < end; ++k) {
+    const index_t end = std::min(t.k, k + chain);
+    const auto step = [&]() __attribute__((always_inline)) {
       typename Step::Factor b, d;
-      // Where columns of a are rows of a matrix, many begin on a page of their own.
-      if (t.a_k > 16) {
-        __builtin_prefetch(a[0] + 16 * t.a_k);
-        __builtin_prefetch(a[0] + 16 * t.a_k + rows - 1);
+      // Where columns of a are rows of a matrix, many begin on a page of their own. Else a tall
+      // tile has time to spare, but no register for another path.
+      if (rows > 8 || t.a_k > 16) {
+        const typename Step::A* const a_soon = a[0] + 16 * t.a_k;
+        __builtin_prefetch(a_soon);
+        __builtin_prefetch(a_soon + rows - 1);
       }
-      for (int i = 0; i < width; i += 64 / int(sizeof *panel))
-        __builtin_prefetch(panel + ahead + i);
+      // The processor does not foresee a panel's next page.
+      const typename Step::B* const panel_soon = panel + ahead;
+      for (int i = 0; i < width; i += 64 / int(sizeof *panel)) __builtin_prefetch(panel_soon + i);
+      if constexpr (is_distant<Step>)
+        for (int i = 0; i < width; i += 64 / int(sizeof *panel))
+          __builtin_prefetch(panel + 4 * ahead + i, 0, 2);
       Step::load(panel, b);
       if constexpr (Vectors == 2) {
         Step::load(panel + second, d);
@@ -178,7 +189,14 @@ template <class Step, int Vectors, int... R>
       }
       panel += t.panel_k;
       for (const typename Step::A*& p : a) p += t.a_k;
+    };
+    // Nor the rows of c: they come one by one, lest panels wait.
+    for (; k < std::min<index_t>(end, rows); ++k) {
+      for (int i = 0; i < width; i += 64 / int(sizeof(T)))
+        __builtin_prefetch(t.c + k * t.c_row + i, 1);
+      step();
     }
+    for (; k < end; ++k) step();
     const auto each_row = [&](auto&& f) __attribute__((always_inline)) {
       T* c = to;
       const auto next = [&]() __attribute__((always_inline)) {

@@ -76,7 +76,8 @@ void multiply_frozen(CpuBackend<T>& backend, const GemmKernel<T, A, B>& kernel,
               const Panels<B> panels{panels_of(*product.w), kernel.stored_depth(k), width};
               multiply(kernel, from, block.size(), panels.part(some.begin, some.size()),
                        Range{first, first + depth},
-                       product.y.data + block.begin * width + some.begin, width, ks.begin > 0);
+                       product.y.data + block.begin * width + some.begin, width, ks.begin > 0,
+                       true);
               if (ks.end == k) finish_columns(kernel.path, product, block, some);
             }
           });
