@@ -125,7 +125,7 @@ struct Options {
 };
 
 void run(const Options& options) {
-  const CpuPrecision precision = cpu_precision_named(options.precision);
+  const CpuPrecision precision = cpu_precisions.named(options.precision);
   const bool bf16 = precision == CpuPrecision::bf16;
   CpuBackend<float> backend(options.threads, precision);
   std::vector<Contestant> others;

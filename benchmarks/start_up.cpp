@@ -37,7 +37,7 @@ void write_target(const TrainingProblem& problem, const std::filesystem::path& f
 
 void run(const std::string& shape, const std::string& precision, int threads,
          const std::filesystem::path& folder) {
-  B backend(threads, cpu_precision_named(precision));
+  B backend(threads, cpu_precisions.named(precision));
   TrainingProblem problem(backend, shape_named(shape));
   write_target(problem, folder);
 

@@ -154,8 +154,8 @@ nlohmann::json measure(const TargetModel<B>& target, const Options& options) {
 }
 
 nlohmann::json run(const Options& options) {
-  B backend(options.threads, cpu_precision_named(options.precision));
-  const WeightStorage storage = weight_storage_named(options.weights);
+  B backend(options.threads, cpu_precisions.named(options.precision));
+  const WeightStorage storage = weight_storages.named(options.weights);
   nlohmann::json result;
   if (options.shape.empty()) {
     result = measure(TargetModel<B>(backend, options.target, storage), options);

@@ -88,7 +88,7 @@ void print_table(B& backend, const Trainer& trainer, const nlohmann::json& r, in
 }
 
 void run(const Options& options) {
-  B backend(options.threads, cpu_precision_named(options.precision));
+  B backend(options.threads, cpu_precisions.named(options.precision));
   TrainingProblem problem(backend, shape_named(options.shape));
   if (!options.write_inputs.empty()) return problem.write(options.write_inputs);
   Trainer trainer(backend, problem);

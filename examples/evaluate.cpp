@@ -4,8 +4,8 @@
 #include <iostream>
 
 #include "device.hpp"
+#include "flag_checks.hpp"
 #include "guarded.hpp"
-#include "number_checks.hpp"
 #include "tokenized_data.hpp"
 
 using namespace dflash;

@@ -8,9 +8,9 @@
 #include <iostream>
 
 #include "device.hpp"
+#include "flag_checks.hpp"
 #include "guarded.hpp"
 #include "launch.hpp"
-#include "number_checks.hpp"
 #include "store_options.hpp"
 #include "tokenized_data.hpp"
 
@@ -34,6 +34,7 @@ struct Options {
     store.add_to(app);
     data.add_to(app, "--data-path", 2048);
     app.add_option("--model-type", model_type, "what the states are for: eagle3 or dflash")
+        ->check(examples::one_of(dflash::model_types))
         ->capture_default_str();
     app.add_option("--batch-size", batch_size, "samples that pass the target together")
         ->capture_default_str()
@@ -219,7 +220,7 @@ int main(int argc, char** argv) {
                   " ranks, which the target group's " + std::to_string(options.tensor_parallel) +
                   " (--tp-size) do not divide");
 
-    FilterOptions filter{.model_type = model_type_from(options.model_type),
+    FilterOptions filter{.model_type = model_types.named(options.model_type),
                          .block_size = options.store.blocks_of()};
     const bool eagle3 = filter.model_type == ModelType::eagle3;
     const TargetConfig target = TargetConfig::read(options.store.target);

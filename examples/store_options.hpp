@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "dflash/any_backend.hpp"
-#include "number_checks.hpp"
+#include "flag_checks.hpp"
 
 namespace examples {
 

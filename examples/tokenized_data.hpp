@@ -10,7 +10,7 @@
 
 #include "dflash/any_backend.hpp"
 #include "dflash/text.hpp"
-#include "number_checks.hpp"
+#include "flag_checks.hpp"
 
 namespace examples {
 
@@ -23,12 +23,12 @@ struct TargetStorage {
   void add_to(CLI::App& app) {
     app.add_option("--target-weights", name,
                    "in memory: as-stored, wide (no narrower than products need) or int8 (rounded)")
-        ->check(CLI::IsMember({"as-stored", "wide", "int8"}))
+        ->check(one_of(dflash::weight_storages))
         ->capture_default_str();
   }
   /// What it adds to the precision of what the target computes.
   const char* rounding() const { return name == "int8" ? ", weights in int8" : ""; }
-  operator dflash::WeightStorage() const { return dflash::weight_storage_named(name); }
+  operator dflash::WeightStorage() const { return dflash::weight_storages.named(name); }
 };
 
 /// How conversations become samples: the flags that the generator and the online trainer share.
@@ -51,7 +51,7 @@ struct DataOptions {
     app.add_option("--sample-filter", filter,
                    "min-loss: two blocks' worth of supervised tokens in whole blocks; "
                    "adjacent-pair: two neighbouring ones")
-        ->check(CLI::IsMember({"min-loss", "adjacent-pair"}))
+        ->check(one_of(dflash::sample_filters))
         ->capture_default_str();
     app.add_option("--num-samples", num_samples, "read no more samples than this; 0: all")
         ->capture_default_str()
@@ -91,7 +91,7 @@ struct TokenizedData {
 /// Reads, renders, tokenizes and filters. `vocabulary` is the target's.
 inline TokenizedData read_samples(const DataOptions& options, const dflash::Tokenizer& tokenizer,
                                   dflash::FilterOptions filter, index_t vocabulary) {
-  filter.filter = dflash::sample_filter_from(options.filter);
+  filter.filter = dflash::sample_filters.named(options.filter);
   const dflash::Chat chat = dflash::chat_for(tokenizer, options.chat_template);
   dflash::SampleOptions sample_options;
   sample_options.max_length = options.max_length;

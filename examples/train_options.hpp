@@ -11,7 +11,7 @@
 #include "device.hpp"
 #include "dflash/any_backend.hpp"
 #include "dflash/text/tokenizer.hpp"
-#include "number_checks.hpp"
+#include "flag_checks.hpp"
 
 namespace examples {
 
@@ -59,13 +59,12 @@ struct TrainOptions {
         ->check(above_zero());
     app.add_option("--anchor-rule", anchor_rule,
                    "pair: anchor and next token supervised; start: whole blocks only")
-        ->check(CLI::IsMember({"pair", "start"}))
+        ->check(one_of(dflash::anchor_rules))
         ->capture_default_str();
     app.add_option("--loss-type", loss_type,
                    "what later slots weigh: dflash by --loss-decay-gamma, dpace by the draft's "
                    "confidence, the others by one of its two factors")
-        ->check(CLI::IsMember({"dflash", "dpace", "dpace-cumulative-confidence-only",
-                               "dpace-continuation-value-only"}))
+        ->check(one_of(dflash::loss_types))
         ->capture_default_str();
     app.add_option("--loss-decay-gamma", loss.gamma,
                    "decay of later slots (7 for blocks of 16, 4 for 8); 0: none")
@@ -79,7 +78,7 @@ struct TrainOptions {
         ->check(not_below_zero());
     app.add_option("--lr-scheduler", lr_scheduler,
                    "after the warm-up; wsd: constant, then a decay to 0")
-        ->check(CLI::IsMember({"cosine", "constant", "wsd"}))
+        ->check(one_of(dflash::Schedule::kinds))
         ->capture_default_str();
     app.add_option("--warmup-ratio", warmup_ratio, "share of the steps in which the rate grows")
         ->capture_default_str()
@@ -115,7 +114,7 @@ struct TrainOptions {
         ->capture_default_str()
         ->check(not_below_zero());
     app.add_option("--export-dtype", export_dtype, "of model.safetensors")
-        ->check(CLI::IsMember({"f32", "bf16"}))
+        ->check(one_of(dflash::export_dtypes))
         ->capture_default_str();
     app.add_option("--seed", seed, "of the draft's first weights, anchors and the samples' order")
         ->capture_default_str();
@@ -191,13 +190,12 @@ struct TrainOptions {
   dflash::BlockOptions blocks(const dflash::DraftConfig& draft) const {
     return {.count = num_anchors,
             .size = draft.block_size,
-            .rule = anchor_rule == "pair" ? dflash::AnchorRule::supervised_pair
-                                          : dflash::AnchorRule::supervised_start};
+            .rule = dflash::anchor_rules.named(anchor_rule)};
   }
 
   dflash::LossOptions loss_options() const {
     dflash::LossOptions options = loss;
-    options.type = dflash::loss_type_named(loss_type);
+    options.type = dflash::loss_types.named(loss_type);
     options.check();
     return options;
   }
@@ -210,7 +208,7 @@ struct TrainOptions {
 
   dflash::Schedule schedule(index_t samples) const {
     const index_t total = steps(samples);
-    dflash::Schedule schedule{.kind = dflash::Schedule::kind_named(lr_scheduler),
+    dflash::Schedule schedule{.kind = dflash::Schedule::kinds.named(lr_scheduler),
                               .peak = learning_rate,
                               .warmup = dflash::Schedule::warmup_steps(warmup_ratio, total),
                               .total = total,

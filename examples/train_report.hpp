@@ -117,7 +117,7 @@ class Checkpointer {
       : world_(&world),
         config_(config.to_json("float32")),
         contract_(contract),
-        dtype_(dflash::export_dtype_named(options.export_dtype)) {
+        dtype_(dflash::export_dtypes.named(options.export_dtype)) {
     if (world.rank() == 0) folders_.emplace(options.output_dir, options.max_checkpoints);
     world.barrier();
   }

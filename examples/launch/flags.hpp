@@ -5,7 +5,7 @@
 #include <optional>
 #include <sstream>
 
-#include "number_checks.hpp"
+#include "flag_checks.hpp"
 
 namespace examples {
 

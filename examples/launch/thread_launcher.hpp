@@ -7,7 +7,7 @@
 #include "dflash/comm/thread_communicator.hpp"
 #include "guarded.hpp"
 #include "launch/flags.hpp"
-#include "number_checks.hpp"
+#include "flag_checks.hpp"
 
 namespace examples {
 

@@ -16,7 +16,7 @@ std::vector<std::pair<dflash::CpuPath, dflash::CpuPrecision>> ways() {
   using dflash::CpuPath, dflash::CpuPrecision;
   std::vector<std::pair<CpuPath, CpuPrecision>> all;
   for (CpuPath path : dflash::cpu_paths())
-    for (CpuPrecision precision : dflash::all_cpu_precisions)
+    for (CpuPrecision precision : dflash::cpu_precisions.values())
       if (precision == CpuPrecision::fp32 ? path <= CpuPath::avx512 : std::is_same_v<T, float>)
         all.push_back({path, precision});
   return all;

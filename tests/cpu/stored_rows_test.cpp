@@ -185,7 +185,7 @@ TEST_CASE("rows in bfloat16 are copied and made read-only without a look at thei
 }
 
 TEST_CASE("rows for products lie in bfloat16 where products round") {
-  for (const auto precision : all_cpu_precisions) {
+  for (CpuPrecision precision : cpu_precisions.values()) {
     CpuBackend<float> backend(1, precision);
     const auto rows = rows_for_products(backend, 3, 4);
     CHECK(rows.rows().narrow() == (precision == CpuPrecision::bf16));

@@ -35,7 +35,7 @@ std::vector<Way> ways_of(const std::string& kind) {
   // Paths beyond avx512 have no products of their own in fp32.
   std::vector<Way> ways;
   for (CpuPath path : all_cpu_paths)
-    for (CpuPrecision precision : all_cpu_precisions) {
+    for (CpuPrecision precision : cpu_precisions.values()) {
       const bool own = precision != CpuPrecision::fp32 || path <= CpuPath::avx512,
                  bounds = precision != CpuPrecision::bf16 || kind == "train_step_bf16";
       if (own && bounds) ways.push_back({path, precision});

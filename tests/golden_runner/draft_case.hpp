@@ -140,7 +140,7 @@ void forward_case(B& backend, const GoldenCase& c, Report& report, double limit)
 
 inline LossOptions loss_options(const nlohmann::json& train) {
   LossOptions options;
-  options.type = loss_type_named(train.value("loss_type", std::string("dflash")));
+  options.type = loss_types.named(train.value("loss_type", std::string("dflash")));
   if (train.contains("loss_decay_gamma") && train["loss_decay_gamma"].is_number())
     options.gamma = train["loss_decay_gamma"];
   options.dpace_alpha = train.value("dpace_alpha", 0.5);

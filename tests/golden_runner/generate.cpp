@@ -11,7 +11,7 @@ void run_other_precisions(const GoldenCase& c, Report& report) {
   using B = CpuBackend<float>;
   const auto folder = c.folder / c.settings.at("draft_dir").get<std::string>();
   const DraftConfig config = DraftConfig::read(folder);
-  for (const CpuPrecision precision : all_cpu_precisions)
+  for (CpuPrecision precision : cpu_precisions.values())
     for (const WeightStorage storage : {WeightStorage::as_stored, WeightStorage::int8}) {
       B cpu(1, precision);
       const TargetModel<B> target(cpu, c.folder / c.settings.at("target_dir").get<std::string>(),

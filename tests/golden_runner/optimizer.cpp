@@ -22,7 +22,7 @@ void run_schedule(const GoldenCase& test, Report& report) {
     const auto kind = table.at("kind").get<std::string>();
     const auto total = table.at("total_steps").get<index_t>();
     dflash::Schedule schedule;
-    schedule.kind = dflash::Schedule::kind_named(kind);
+    schedule.kind = dflash::Schedule::kinds.named(kind);
     schedule.peak = table.at("base_lr");
     schedule.total = total;
     schedule.warmup = dflash::Schedule::warmup_steps(table.at("warmup_ratio"), total);

@@ -189,7 +189,7 @@ TEST_CASE("cached decoding has the bits of prefill, however many tokens come at 
 TEST_CASE("cached decoding has the bits of prefill in every precision and storage of the weights") {
   const TargetRequest request{.layers = {7}, .logits = Logits::all};
   const auto tokens = some_tokens(70, 2048);
-  for (const CpuPrecision precision : all_cpu_precisions)
+  for (CpuPrecision precision : cpu_precisions.values())
     for (const WeightStorage storage :
          {WeightStorage::as_stored, WeightStorage::wide, WeightStorage::int8}) {
       CAPTURE(name_of(precision));

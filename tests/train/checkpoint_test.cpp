@@ -128,9 +128,9 @@ TEST_CASE("a checkpoint is a published draft: names, shapes and dtype") {
     CHECK(written.at("dtype") == (dtype == DType::f32 ? "float32" : "bfloat16"));
     CHECK(written.at("hidden_size") == 4);
   }
-  CHECK(export_dtype_named("bf16") == DType::bf16);
-  CHECK_THROWS_WITH_AS(export_dtype_named("f16"),
-                       "export dtype 'f16' is unknown; it must be f32 or bf16", Error);
+  CHECK(export_dtypes.named("bf16") == DType::bf16);
+  CHECK_THROWS_WITH_AS(export_dtypes.named("f16"),
+                       "export dtype 'f16' is unknown; known are f32 and bf16", Error);
   CHECK(default_export_dtype<bfloat16>() == DType::bf16);
 }
 

@@ -196,11 +196,11 @@ TEST_CASE("parts of a batch add up to the whole") {
 }
 
 TEST_CASE("unknown names and values out of range are errors that say so") {
-  CHECK(loss_type_named("dflash") == LossType::plain);
-  CHECK(loss_type_named("dpace-continuation-value-only") == LossType::dpace_continuation);
-  CHECK_THROWS_WITH_AS(loss_type_named("mse"),
-                       "loss_type='mse'; must be one of ['dflash', 'dpace', "
-                       "'dpace-cumulative-confidence-only', 'dpace-continuation-value-only']",
+  CHECK(loss_types.named("dflash") == LossType::plain);
+  CHECK(loss_types.named("dpace-continuation-value-only") == LossType::dpace_continuation);
+  CHECK_THROWS_WITH_AS(loss_types.named("mse"),
+                       "loss_type 'mse' is unknown; known are dflash, dpace, "
+                       "dpace-cumulative-confidence-only and dpace-continuation-value-only",
                        Error);
   LossOptions options;
   CHECK_NOTHROW(options.check());

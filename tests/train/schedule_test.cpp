@@ -82,12 +82,12 @@ TEST_CASE("numbers and names that make no schedule are errors") {
   Schedule bad = schedule(Schedule::Kind::constant, 0, 10);
   bad.peak = std::numeric_limits<double>::quiet_NaN();
   CHECK_THROWS_AS(bad.check(), Error);
-  CHECK(Schedule::kind_named("wsd") == Schedule::Kind::wsd);
-  CHECK_THROWS_WITH_AS(Schedule::kind_named("linear"),
-                       "lr_scheduler 'linear' is unknown; it must be cosine, constant or wsd",
+  CHECK(Schedule::kinds.named("wsd") == Schedule::Kind::wsd);
+  CHECK_THROWS_WITH_AS(Schedule::kinds.named("linear"),
+                       "lr_scheduler 'linear' is unknown; known are cosine, constant and wsd",
                        Error);
-  CHECK(Schedule::decay_named("1-sqrt") == Schedule::Decay::one_minus_sqrt);
-  CHECK_THROWS_AS(Schedule::decay_named("sqrt"), Error);
+  CHECK(Schedule::decays.named("1-sqrt") == Schedule::Decay::one_minus_sqrt);
+  CHECK_THROWS_AS(Schedule::decays.named("sqrt"), Error);
 }
 
 }  // namespace schedule_test

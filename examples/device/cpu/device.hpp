@@ -6,6 +6,7 @@
 
 #include "dflash/cpu.hpp"
 #include "dflash/model/vocabulary_parallel.hpp"
+#include "flag_checks.hpp"
 
 namespace examples {
 
@@ -27,7 +28,7 @@ struct Device {
         ->capture_default_str();
     app.add_option("--precision", precision,
                    "of products with weights: fp32, bf16x3 (nearly as precise) or bf16")
-        ->check(CLI::IsMember({"fp32", "bf16x3", "bf16"}))
+        ->check(one_of(dflash::cpu_precisions))
         ->capture_default_str();
   }
 
@@ -44,13 +45,13 @@ struct Device {
   }
 
   Backend backend(int threads) const {
-    return Backend(threads, dflash::cpu_precision_named(precision));
+    return Backend(threads, dflash::cpu_precisions.named(precision));
   }
   /// The target's head for the loss.
   Head head(Backend&, const dflash::VocabularySlice<float>& slice) const { return slice; }
   bool float8_head() const { return false; }
   bool products_round() const {
-    return dflash::cpu_precision_named(precision) == dflash::CpuPrecision::bf16;
+    return dflash::cpu_precisions.named(precision) == dflash::CpuPrecision::bf16;
   }
 };
 

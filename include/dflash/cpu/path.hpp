@@ -5,7 +5,7 @@
 #include <utility>
 #include <vector>
 
-#include "dflash/core/error.hpp"
+#include "dflash/core/choices.hpp"
 #include "dflash/cpu/features.hpp"
 
 namespace dflash {
@@ -23,23 +23,16 @@ enum class CpuPrecision {
 
 inline constexpr CpuPath all_cpu_paths[] = {CpuPath::portable, CpuPath::avx2, CpuPath::avx512,
                                             CpuPath::avx512_bf16, CpuPath::amx};
-inline constexpr CpuPrecision all_cpu_precisions[] = {CpuPrecision::fp32, CpuPrecision::bf16x3,
-                                                      CpuPrecision::bf16};
+inline constexpr auto cpu_precisions = choices<CpuPrecision>(
+    "precision",
+    {{"fp32", CpuPrecision::fp32}, {"bf16x3", CpuPrecision::bf16x3}, {"bf16", CpuPrecision::bf16}});
 
 inline constexpr std::string_view name_of(CpuPath path) {
   constexpr std::string_view names[] = {"portable", "avx2", "avx512", "avx512_bf16", "amx"};
   return names[int(path)];
 }
 inline constexpr std::string_view name_of(CpuPrecision precision) {
-  constexpr std::string_view names[] = {"fp32", "bf16x3", "bf16"};
-  return names[int(precision)];
-}
-
-/// "fp32", "bf16x3" or "bf16"; throws on any other.
-inline CpuPrecision cpu_precision_named(std::string_view name) {
-  for (CpuPrecision precision : all_cpu_precisions)
-    if (name_of(precision) == name) return precision;
-  throw Error("precision " + std::string(name) + " is unknown; it must be fp32, bf16x3 or bf16");
+  return cpu_precisions.name_of(precision);
 }
 
 /// The paths that this machine can run, the fastest last.

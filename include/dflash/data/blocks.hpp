@@ -10,7 +10,7 @@
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
-#include "dflash/core/error.hpp"
+#include "dflash/core/choices.hpp"
 #include "dflash/core/random.hpp"
 #include "dflash/data/sample.hpp"
 
@@ -21,6 +21,9 @@ enum class AnchorRule {
   supervised_pair,   // the anchor and the next token are supervised; tail blocks may be partial
   supervised_start,  // the anchor is supervised and the whole block lies inside the sequence
 };
+inline constexpr auto anchor_rules = choices<AnchorRule>(
+    "anchor rule",
+    {{"pair", AnchorRule::supervised_pair}, {"start", AnchorRule::supervised_start}});
 
 /// How many blocks a sample gives, how long, and where.
 struct BlockOptions {

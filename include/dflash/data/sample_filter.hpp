@@ -5,19 +5,16 @@
 #include <span>
 #include <string>
 
+#include "dflash/core/choices.hpp"
 #include "dflash/core/config.hpp"
-#include "dflash/core/error.hpp"
 
 namespace dflash {
 
 /// What a store is captured for.
 enum class ModelType { eagle3, dflash };
 
-inline ModelType model_type_from(const std::string& name) {
-  if (name == "eagle3") return ModelType::eagle3;
-  if (name == "dflash") return ModelType::dflash;
-  throw Error("--model-type '" + name + "' is unknown; known are eagle3 and dflash");
-}
+inline constexpr auto model_types = choices<ModelType>(
+    "--model-type", {{"eagle3", ModelType::eagle3}, {"dflash", ModelType::dflash}});
 
 /// Which samples are worth training on.
 enum class SampleFilter {
@@ -25,11 +22,9 @@ enum class SampleFilter {
   adjacent_pair,  // two neighbouring supervised tokens: one possible anchor
 };
 
-inline SampleFilter sample_filter_from(const std::string& name) {
-  if (name == "min-loss") return SampleFilter::min_loss;
-  if (name == "adjacent-pair") return SampleFilter::adjacent_pair;
-  throw Error("--sample-filter '" + name + "' is unknown; known are min-loss and adjacent-pair");
-}
+inline constexpr auto sample_filters = choices<SampleFilter>(
+    "--sample-filter",
+    {{"min-loss", SampleFilter::min_loss}, {"adjacent-pair", SampleFilter::adjacent_pair}});
 
 inline bool has_adjacent_pair(std::span<const std::uint8_t> loss_mask) {
   for (std::size_t i = 0; i + 1 < loss_mask.size(); ++i)

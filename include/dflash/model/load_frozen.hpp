@@ -4,6 +4,7 @@
 #include <string_view>
 
 #include "dflash/core/bfloat16.hpp"
+#include "dflash/core/choices.hpp"
 #include "dflash/core/stored_rows.hpp"
 #include "dflash/core/tensor.hpp"
 #include "dflash/model/weight_source.hpp"
@@ -17,14 +18,10 @@ enum class WeightStorage {
   int8        // in whole numbers up to 127, and a scale for each output: rounded
 };
 
-/// The storage of that name: as-stored, wide or int8.
-inline WeightStorage weight_storage_named(std::string_view name) {
-  if (name == "as-stored") return WeightStorage::as_stored;
-  if (name == "wide") return WeightStorage::wide;
-  if (name == "int8") return WeightStorage::int8;
-  throw Error("there is no storage of weights '" + std::string(name) +
-              "'; known are as-stored, wide and int8");
-}
+inline constexpr auto weight_storages =
+    choices<WeightStorage>("storage of weights", {{"as-stored", WeightStorage::as_stored},
+                                                  {"wide", WeightStorage::wide},
+                                                  {"int8", WeightStorage::int8}});
 
 /// Whether a source holds a tensor in bfloat16.
 template <WeightSource W>

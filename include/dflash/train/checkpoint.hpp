@@ -13,6 +13,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "dflash/core/choices.hpp"
 #include "dflash/io/json_file.hpp"
 #include "dflash/io/safetensors.hpp"
 #include "dflash/io/safetensors_writer.hpp"
@@ -21,12 +22,9 @@
 
 namespace dflash {
 
-/// "f32" or "bf16", the types that weights are exported in; else Error.
-inline DType export_dtype_named(const std::string& name) {
-  if (name == "f32") return DType::f32;
-  if (name == "bf16") return DType::bf16;
-  throw Error("export dtype '" + name + "' is unknown; it must be f32 or bf16");
-}
+/// The types that weights are exported in.
+inline constexpr auto export_dtypes =
+    choices<DType>("export dtype", {{"f32", DType::f32}, {"bf16", DType::bf16}});
 
 /// What training in `Model` exports unless told otherwise.
 template <class Model>

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "dflash/core/choices.hpp"
 #include "dflash/core/config.hpp"
 #include "dflash/core/error.hpp"
 #include "dflash/train/number_text.hpp"
@@ -19,16 +20,11 @@ namespace dflash {
 /// estimates from the draft's own confidence what a slot adds to the acceptance length.
 enum class LossType { plain, dpace, dpace_cumulative, dpace_continuation };
 
-/// "dflash", "dpace", "dpace-cumulative-confidence-only" or "dpace-continuation-value-only".
-inline LossType loss_type_named(const std::string& name) {
-  if (name == "dflash") return LossType::plain;
-  if (name == "dpace") return LossType::dpace;
-  if (name == "dpace-cumulative-confidence-only") return LossType::dpace_cumulative;
-  if (name == "dpace-continuation-value-only") return LossType::dpace_continuation;
-  throw Error("loss_type='" + name +
-              "'; must be one of ['dflash', 'dpace', 'dpace-cumulative-confidence-only', "
-              "'dpace-continuation-value-only']");
-}
+inline constexpr auto loss_types = choices<LossType>(
+    "loss_type", {{"dflash", LossType::plain},
+                  {"dpace", LossType::dpace},
+                  {"dpace-cumulative-confidence-only", LossType::dpace_cumulative},
+                  {"dpace-continuation-value-only", LossType::dpace_continuation}});
 
 struct LossOptions {
   LossType type = LossType::plain;

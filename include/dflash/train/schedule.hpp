@@ -4,6 +4,7 @@
 #include <numbers>
 #include <string>
 
+#include "dflash/core/choices.hpp"
 #include "dflash/core/config.hpp"
 #include "dflash/core/error.hpp"
 #include "dflash/train/number_text.hpp"
@@ -29,20 +30,10 @@ struct Schedule {
     return index_t(ratio * double(total));
   }
 
-  /// "cosine", "constant" or "wsd"; else Error.
-  static Kind kind_named(const std::string& name) {
-    if (name == "cosine") return Kind::cosine;
-    if (name == "constant") return Kind::constant;
-    if (name == "wsd") return Kind::wsd;
-    throw Error("lr_scheduler '" + name + "' is unknown; it must be cosine, constant or wsd");
-  }
-
-  /// "linear" or "1-sqrt"; else Error.
-  static Decay decay_named(const std::string& name) {
-    if (name == "linear") return Decay::linear;
-    if (name == "1-sqrt") return Decay::one_minus_sqrt;
-    throw Error("lr_decay '" + name + "' is unknown; it must be linear or 1-sqrt");
-  }
+  static constexpr auto kinds = choices<Kind>(
+      "lr_scheduler", {{"cosine", Kind::cosine}, {"constant", Kind::constant}, {"wsd", Kind::wsd}});
+  static constexpr auto decays =
+      choices<Decay>("lr_decay", {{"linear", Decay::linear}, {"1-sqrt", Decay::one_minus_sqrt}});
 
   /// Error if the numbers make no schedule.
   void check() const {

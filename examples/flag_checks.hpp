@@ -3,6 +3,8 @@
 #include <CLI/CLI.hpp>
 #include <string>
 
+#include "dflash/core/choices.hpp"
+
 namespace examples {
 
 /// A check of a flag's number that fails with a sentence; `kind` is what --help shows.
@@ -24,6 +26,12 @@ inline CLI::Validator not_below_zero() {
 }
 inline CLI::Validator from_zero_to_one() {
   return number_check("SHARE", "a number from 0 to 1", [](double x) { return x >= 0 && x <= 1; });
+}
+
+/// A check that a flag names one of the choices.
+template <class T, std::size_t N>
+CLI::IsMember one_of(const dflash::Choices<T, N>& choices) {
+  return CLI::IsMember(choices.names());
 }
 
 }  // namespace examples
