@@ -69,7 +69,7 @@ int main(int argc, char** argv) {
   int threads = 1;
   app.add_option("--shape", shape, "tiny, smollm2 or qwen3-0.6b")->capture_default_str();
   app.add_option("--precision", precision, "of the products")
-      ->check(CLI::IsMember({"fp32", "bf16x3", "bf16"}))
+      ->check(CLI::IsMember(cpu_precisions.names()))
       ->capture_default_str();
   app.add_option("--threads", threads)->capture_default_str()->check(CLI::PositiveNumber);
   CLI11_PARSE(app, argc, argv);

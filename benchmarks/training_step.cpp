@@ -24,7 +24,7 @@ struct Options {
   void add_to(CLI::App& app) {
     app.add_option("--shape", shape, "tiny, smollm2 or qwen3-0.6b")->capture_default_str();
     app.add_option("--precision", precision, "of the products")
-        ->check(CLI::IsMember({"fp32", "bf16x3", "bf16"}))
+        ->check(CLI::IsMember(cpu_precisions.names()))
         ->capture_default_str();
     app.add_option("--threads", threads)->capture_default_str()->check(CLI::PositiveNumber);
     app.add_option("--steps", steps, "steps that are timed")

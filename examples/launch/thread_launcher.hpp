@@ -5,9 +5,9 @@
 #include <optional>
 
 #include "dflash/comm/thread_communicator.hpp"
+#include "flag_checks.hpp"
 #include "guarded.hpp"
 #include "launch/flags.hpp"
-#include "flag_checks.hpp"
 
 namespace examples {
 

@@ -59,8 +59,8 @@ struct Nothing {
 };
 
 /// c = a b or c += a b, on this thread, with rows [ks) of b, in elements. `a` gives the rows of a
-/// range. `far`: b is farther away than the second cache level. `between` is called after every
-/// tile.                                                         a (rows, ks)  c (rows, columns)
+/// range. `far`: b was not packed just before, so that it may be far away. `between` is called
+/// after every tile.                                             a (rows, ks)  c (rows, columns)
 template <class T, class A, class B, class RowsOfA, class Between = Nothing>
 void multiply(const GemmKernel<T, A, B>& kernel, RowsOfA a, index_t rows, Panels<B> b, Range ks,
               T* c, index_t c_row, bool add, bool far, Between between = {}) {

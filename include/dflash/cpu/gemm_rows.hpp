@@ -95,7 +95,7 @@ class RowCopies<T, T, T, T> {
   }
 
  private:
-  /// A tall tile takes so long over a column that the next can come from farther away.
+  /// Kernels of tall tiles take so long over a column that the next can come from farther away.
   bool crowds_tiles(index_t bytes) const {
     return crowded(bytes) && (kernel_.rows < 12 || bytes % 4096 == 0);
   }
