@@ -34,7 +34,7 @@ void run_draft_forward(const GoldenCase& c, Report& report) {
 std::vector<Way> ways_of(const std::string& kind) {
   // Paths beyond avx512 have no products of their own in fp32.
   std::vector<Way> ways;
-  for (CpuPath path : all_cpu_paths)
+  for (CpuPath path : all_cpu_paths.values())
     for (CpuPrecision precision : cpu_precisions.values()) {
       const bool own = precision != CpuPrecision::fp32 || path <= CpuPath::avx512,
                  bounds = precision != CpuPrecision::bf16 || kind == "train_step_bf16";

@@ -33,6 +33,7 @@ struct Panels {
   const B* data;
   index_t panel_k, columns;
   index_t row_step = 0;
+  bool far = false;  // not packed just before, so that they may be far away
 
   /// Row k of the panel, `width` wide, that begins with column j.
   const B* at(index_t k, index_t j, index_t width) const {
@@ -40,7 +41,7 @@ struct Panels {
   }
   /// Columns [j, j + width), or what there is of them.
   Panels part(index_t j, index_t width) const {
-    return {at(0, j, 0), panel_k, std::min(width, columns - j), row_step};
+    return {at(0, j, 0), panel_k, std::min(width, columns - j), row_step, far};
   }
 };
 
@@ -59,11 +60,10 @@ struct Nothing {
 };
 
 /// c = a b or c += a b, on this thread, with rows [ks) of b, in elements. `a` gives the rows of a
-/// range. `far`: b was not packed just before, so that it may be far away. `between` is called
-/// after every tile.                                             a (rows, ks)  c (rows, columns)
+/// range. `between` is called after every tile.                a (rows, ks)  c (rows, columns)
 template <class T, class A, class B, class RowsOfA, class Between = Nothing>
 void multiply(const GemmKernel<T, A, B>& kernel, RowsOfA a, index_t rows, Panels<B> b, Range ks,
-              T* c, index_t c_row, bool add, bool far, Between between = {}) {
+              T* c, index_t c_row, bool add, Between between = {}) {
   const index_t tiles = kernel.row_tiles(rows);
   const index_t panel = kernel.panel_columns(),
                 group = whole_panels(kernel, ks.size(), panel_group_size);
@@ -77,7 +77,7 @@ void multiply(const GemmKernel<T, A, B>& kernel, RowsOfA a, index_t rows, Panels
         kernel.run({tile.data, tile.row_step, tile.column_step, b.at(ks.begin, j, width),
                     b.row_step != 0 ? b.row_step : width, ks.size(), c + r.begin * c_row + j, c_row,
                     r.size(), columns, add},
-                   ks.size(), b.panel_k / 2 * width, far && i == 0);
+                   ks.size(), b.panel_k / 2 * width, b.far && i == 0);
         between();
       }
     }
@@ -137,11 +137,11 @@ class PieceProduct {
     index_t j = 0;
     if constexpr (std::is_same_v<FromB, B>)
       if (j = packs_ ? 0 : columns / panel * panel; j > 0)
-        each_row_block(kernel_, copies_, depth_, a, c.shape[0], copy,
-                       [&](RowBlock<A> from, Range r) {
-                         multiply(kernel_, from, r.size(), Panels<B>{b.data, 0, j, b.row_step},
-                                  {0, depth_}, c.data + r.begin * c_row, c_row, add, true);
-                       });
+        each_row_block(
+            kernel_, copies_, depth_, a, c.shape[0], copy, [&](RowBlock<A> from, Range r) {
+              multiply(kernel_, from, r.size(), Panels<B>{b.data, 0, j, b.row_step, true},
+                       {0, depth_}, c.data + r.begin * c_row, c_row, add);
+            });
     for (; j < columns; j += block()) {
       const View<T, 2> some{c.data + j, {c.shape[0], std::min(columns - j, block())}};
       multiply_packed(a, {b.at(0, j), b.row_step, b.column_step}, some, c_row, add, copy, packed);
@@ -165,11 +165,11 @@ class PieceProduct {
                        A* copy, B* packed) const {
     const index_t columns = c.shape[1], stored = kernel_.stored_depth(k_),
                   each = whole_panels(kernel_, depth_, panel_group_size);
-    const Panels<B> panels{packed, stored, columns};
+    Panels<B> panels{packed, stored, columns};
     each_row_block(kernel_, copies_, depth_, a, c.shape[0], copy, [&](RowBlock<A> from, Range r) {
       T* const to = c.data + r.begin * c_row;
-      if (r.begin > 0)
-        return multiply(kernel_, from, r.size(), panels, {0, depth_}, to, c_row, add, true);
+      panels.far = r.begin > 0;
+      if (panels.far) return multiply(kernel_, from, r.size(), panels, {0, depth_}, to, c_row, add);
       for (index_t j = 0; j < columns; j += each) {
         const Range now{j, std::min(columns, j + each)},
             next{now.end, std::min(columns, now.end + each)};
@@ -179,7 +179,7 @@ class PieceProduct {
         Fetch fetch = b.row_step == 1 ? Fetch(later, next.size(), b.column_step, k_, calls)
                                       : Fetch(later, k_, b.row_step, next.size(), calls);
         multiply(kernel_, from, r.size(), panels.part(j, each), {0, depth_}, to + j, c_row, add,
-                 false, std::ref(fetch));
+                 std::ref(fetch));
       }
     });
   }

@@ -192,14 +192,13 @@ class LogitsPass {
     Fetch fetch = fetch_next(
         first, block, kernel_.row_tiles(r.size()) * (kernel_.panels(words) + kernel_.panels(dim)));
     multiply(kernel_, x_of, r.size(), Panels<B>{packed(first), by_word_k_, words},
-             {0, kernel_.depth(dim)}, logit, step(), false, false, std::ref(fetch));
+             {0, kernel_.depth(dim)}, logit, step(), false, std::ref(fetch));
     cross_entropy_step(backend_.path(), run_, r, first, words, width, logit, step(), dx_.data, dim);
     const Strided<T> powers{logit, step(), 1};
     const RowCopies<T, A, B> copies(kernel_, powers, r.size(), words);
     multiply(kernel_, copies.make(powers, r.size(), factors_.data() + thread * factor_size_),
              r.size(), Panels<B>{packed(first) + word_size_, kernel_.stored_depth(words), dim},
-             {0, kernel_.depth(words)}, dx_.data + r.begin * dim, dim, first > 0, false,
-             std::ref(fetch));
+             {0, kernel_.depth(words)}, dx_.data + r.begin * dim, dim, first > 0, std::ref(fetch));
   }
 
   CpuBackend<T>& backend_;

@@ -73,11 +73,10 @@ void multiply_frozen(CpuBackend<T>& backend, const GemmKernel<T, A, B>& kernel,
                                std::min(piece.end - start, width)};
               start += kernel.panels(width) * panel;
               if (some.begin >= some.end) continue;
-              const Panels<B> panels{panels_of(*product.w), kernel.stored_depth(k), width};
+              const Panels<B> panels{panels_of(*product.w), kernel.stored_depth(k), width, 0, true};
               multiply(kernel, from, block.size(), panels.part(some.begin, some.size()),
                        Range{first, first + depth},
-                       product.y.data + block.begin * width + some.begin, width, ks.begin > 0,
-                       true);
+                       product.y.data + block.begin * width + some.begin, width, ks.begin > 0);
               if (ks.end == k) finish_columns(kernel.path, product, block, some);
             }
           });

@@ -20,16 +20,17 @@ enum class CpuPrecision {
   bf16     // factors rounded to bfloat16
 };
 
-inline constexpr CpuPath all_cpu_paths[] = {CpuPath::portable, CpuPath::avx2, CpuPath::avx512,
-                                            CpuPath::avx512_bf16, CpuPath::amx};
+inline constexpr auto all_cpu_paths =
+    choices<CpuPath>("path", {{"portable", CpuPath::portable},
+                              {"avx2", CpuPath::avx2},
+                              {"avx512", CpuPath::avx512},
+                              {"avx512_bf16", CpuPath::avx512_bf16},
+                              {"amx", CpuPath::amx}});
 inline constexpr auto cpu_precisions = choices<CpuPrecision>(
     "precision",
     {{"fp32", CpuPrecision::fp32}, {"bf16x3", CpuPrecision::bf16x3}, {"bf16", CpuPrecision::bf16}});
 
-inline constexpr std::string_view name_of(CpuPath path) {
-  constexpr std::string_view names[] = {"portable", "avx2", "avx512", "avx512_bf16", "amx"};
-  return names[int(path)];
-}
+inline constexpr std::string_view name_of(CpuPath path) { return all_cpu_paths.name_of(path); }
 inline constexpr std::string_view name_of(CpuPrecision precision) {
   return cpu_precisions.name_of(precision);
 }
